@@ -1,0 +1,2 @@
+"""The agent that runs inside the guest: standard library and `ballast_protocol` only."""
+

@@ -1,0 +1,1 @@
+"""The daemon that is the balloon, and the command line that operates it."""

@@ -1,0 +1,1 @@
+"""The protocols that Ballast speaks: bytes in, typed values out. No I/O, no clock."""
