@@ -3,19 +3,19 @@
 ::
 
     BallastError
-    ├── InternalError        ours: a caller inside Ballast broke a contract; please report it
-    ├── PeerError            the other end of a socket (QEMU, an agent, a QMP client) broke a protocol
-    │   ├── TruncatedError   a message ended before its fixed part did
-    │   └── MalformedError   a message is whole but says something that the protocol forbids
-    ├── GuestError           the guest's driver or memory is wrong; counted and skipped, never fatal
-    │   ├── AddressError     an address outside the guest's current memory
-    │   └── QueueError       a virtqueue that breaks the virtio specification
-    └── OperatorError        the request, the command line or the machine; carries a hint on what to do
-        └── TimedOutError    what was asked for did not happen in the time allowed
+    ├── InternalError       ours: a caller inside Ballast broke a contract; please report it
+    ├── PeerError           the other end of a socket (QEMU, an agent, a client) broke a protocol
+    │   ├── TruncatedError  a message ended before its fixed part did
+    │   └── MalformedError  a message is whole but says something that the protocol forbids
+    ├── GuestError          the guest's driver or memory is wrong; counted and skipped, never fatal
+    │   ├── AddressError    an address outside the guest's current memory
+    │   └── QueueError      a virtqueue that breaks the virtio specification
+    └── OperatorError       the request, the command line or the machine; says what to do about it
+        └── TimedOutError   what was asked for did not happen in the time allowed
 
-What follows from each: an `InternalError` ends the task that met it and is logged with its traceback;
-a `PeerError` ends that one connection; a `GuestError` is counted in the device's metrics; an
-`OperatorError` is shown as one sentence plus its hint, without a traceback.
+What follows from each: an `InternalError` ends the task that met it and is logged with its
+traceback; a `PeerError` ends that one connection; a `GuestError` is counted in the device's
+metrics; an `OperatorError` is shown as one sentence plus its hint, without a traceback.
 
 This module runs in the guest too, so it keeps to Python 3.9.
 """

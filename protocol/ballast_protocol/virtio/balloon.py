@@ -21,7 +21,7 @@ PAGE_SIZE = 1 << PFN_SHIFT
 """Bytes in the unit that the inflate and deflate queues speak of."""
 
 MAX_PFNS_PER_BUFFER = 256
-"""`VIRTIO_BALLOON_ARRAY_PFNS_MAX` of Linux's driver. Longer arrays are legal, so this is not a bound."""
+"""`VIRTIO_BALLOON_ARRAY_PFNS_MAX` of Linux's driver. Longer arrays are legal: it is no bound."""
 
 
 class BalloonFeature(IntFlag):
@@ -61,7 +61,7 @@ def queue_order(features: int) -> tuple[BalloonQueue, ...]:
 
 
 class HintCommand(IntEnum):
-    """Reserved values of `free_page_hint_cmd_id` (5.5.6.7)."""
+    """Reserved values of `free_page_hint_cmd_id` (5.5.6.5)."""
 
     STOP = 0
     DONE = 1
@@ -104,7 +104,7 @@ class BalloonConfig:
         return cls(*_CONFIG.unpack(padded))
 
     def patched(self, offset: int, data: bytes) -> BalloonConfig:
-        """Return the config after a write of `data` at `offset`; bytes beyond the end are dropped."""
+        """Return the config after a write at `offset`; bytes beyond the end are dropped."""
         raw = bytearray(self.pack())
         end = min(offset + len(data), len(raw))
         if offset < end:
