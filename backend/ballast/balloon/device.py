@@ -1,0 +1,375 @@
+"""The balloon device itself: five virtqueues and a config space in, effects out.
+
+It follows virtio 1.3 section 5.5 and, where the specification leaves room, what QEMU's own device
+does (hw/virtio/virtio-balloon.c). It knows no transport and no clock: a transport gives it queues
+that are attached to guest memory, and the time where one is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ballast.balloon.hinting import HintingRound, HintState
+from ballast.balloon.metrics import BalloonMetrics
+from ballast.balloon.pages import PageBook
+from ballast.balloon.stats import GuestStatistics
+from ballast.memory.map import MemoryMap
+from ballast.memory.reclaim import Discard, discard
+from ballast.queue.chain import Chain
+from ballast.queue.split import SplitQueue
+from ballast_protocol.errors import GuestError, OperatorError
+from ballast_protocol.virtio.balloon import (
+    MAX_STATISTICS,
+    PFN_SHIFT,
+    STATISTIC_SIZE,
+    BalloonConfig,
+    BalloonFeature,
+    BalloonQueue,
+    queue_order,
+)
+from ballast_protocol.virtio.features import VirtioFeature
+
+TRANSPORT_FEATURES = VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX
+"""What every ring of ours can do. ACCESS_PLATFORM is never offered: Linux's balloon refuses it."""
+
+DEFAULT_FEATURES = (
+    BalloonFeature.STATS_VQ | BalloonFeature.PAGE_POISON | BalloonFeature.PAGE_REPORTING
+)
+"""QEMU's defaults plus reporting. Without PAGE_POISON a guest that poisons would lose reporting."""
+
+SLICE_BUFFERS = 64
+"""Buffers served before the caller gets the thread back."""
+
+SLICE_BYTES = 64 << 20
+"""Bytes given back or spoken of before the caller gets the thread back: 5 ms for sane drivers."""
+
+MAX_PAGES = (1 << 32) - 1
+"""What `num_pages` can hold: a balloon has at most 16 TiB."""
+
+
+class DeviceListener(Protocol):
+    """Who wants to know what happens in the device."""
+
+    def config_changed(self) -> None:
+        """The guest should be told to read the config space again."""
+
+    def actual_changed(self) -> None:
+        """The guest says that its balloon has another size."""
+
+    def statistics_received(self) -> None:
+        """The guest sent new statistics."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one call of `BalloonDevice.process` did.
+
+    Attributes:
+        notify: The driver wants to be told of used buffers.
+        more: Buffers are left; call again soon.
+    """
+
+    notify: bool
+    more: bool
+
+
+class BalloonDevice:
+    """One balloon of one guest.
+
+    Attributes:
+        offered: Feature bits offered to the driver.
+        driver_features: Feature bits that the driver accepted; 0 before it did.
+        is_running: Whether a driver is at work, between `start` and `stop`.
+        was_started: Whether a driver has ever been at work, so that `actual` means something.
+        target_bytes: The size that the operator wants the guest to have; None means all of it.
+        ram_bytes: The size of the machine; 0 until the memory is known.
+        actual_pages: The balloon's size in 4 KiB pages, as the guest says.
+        pages: The ledger and the memory under it.
+        statistics: What the guest last sent.
+        hinting: The free-page-hint round.
+        metrics: Counters.
+    """
+
+    def __init__(
+        self,
+        listener: DeviceListener,
+        *,
+        balloon_features: BalloonFeature = DEFAULT_FEATURES,
+        ram_bytes: int = 0,
+        discard_piece: Discard = discard,
+    ) -> None:
+        """Make a device; `ram_bytes` of 0 means that the memory map will tell."""
+        self.offered = int(balloon_features) | int(TRANSPORT_FEATURES)
+        self.driver_features = 0
+        self.is_running = False
+        self.was_started = False
+        self.target_bytes: int | None = None
+        self.ram_bytes = ram_bytes
+        self.actual_pages = 0
+        self.metrics = BalloonMetrics()
+        self.pages = PageBook(self.metrics, discard_piece)
+        self.statistics = GuestStatistics()
+        self.hinting = HintingRound()
+        self._ram_is_fixed = ram_bytes > 0
+        self._poison = 0
+        self._poison_written: int | None = None
+        self._listener = listener
+        self._roles: tuple[BalloonQueue, ...] = ()
+        self._handlers: dict[BalloonQueue, Callable[[Chain, float], int]] = {
+            BalloonQueue.INFLATE: self._inflate,
+            BalloonQueue.DEFLATE: self._deflate,
+            BalloonQueue.FREE_PAGE_HINT: self._hint,
+            BalloonQueue.REPORTING: self._report,
+        }
+
+    # What the operator wants -----------------------------------------------------------------
+
+    def set_target(self, target_bytes: int) -> None:
+        """Ask the guest to shrink or grow to a size; more than the machine has means all of it.
+
+        Raises:
+            OperatorError: The size is not positive.
+        """
+        if target_bytes <= 0:
+            raise OperatorError(f"a guest cannot have {target_bytes} bytes of memory")
+        self.target_bytes = target_bytes
+        self._listener.config_changed()
+
+    @property
+    def target_pages(self) -> int:
+        """`num_pages`: how many 4 KiB pages the guest should give up."""
+        if self.target_bytes is None:
+            return 0
+        return min(max(self.ram_bytes - self.target_bytes, 0) >> PFN_SHIFT, MAX_PAGES)
+
+    @property
+    def actual_bytes(self) -> int | None:
+        """The guest's present size, QEMU's `actual`; None before a driver was there."""
+        if not self.was_started:
+            return None
+        return self.ram_bytes - (self.actual_pages << PFN_SHIFT)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the guest says that it has the size that is wanted."""
+        return self.was_started and self.actual_pages == self.target_pages
+
+    def start_hinting(self) -> None:
+        """Start a round of free-page hints.
+
+        Raises:
+            OperatorError: The feature is not there.
+        """
+        if not self.driver_features & BalloonFeature.FREE_PAGE_HINT:
+            raise OperatorError(
+                "the guest's driver has not accepted free-page hints",
+                hint="Serve the VM with --free-page-hint; the guest needs Linux 5.0 or later.",
+            )
+        self.hinting.start()
+        self._listener.config_changed()
+
+    def finish_hinting(self) -> None:
+        """End the round: the guest gets its hinted pages back."""
+        self.hinting.finish()
+        self._listener.config_changed()
+
+    # The config space ------------------------------------------------------------------------
+
+    @property
+    def config(self) -> BalloonConfig:
+        """The config space as the guest reads it now."""
+        return BalloonConfig(
+            num_pages=self.target_pages,
+            actual=self.actual_pages,
+            free_page_hint_cmd_id=self.hinting.config_value,
+            poison_val=self._poison,
+        )
+
+    def write_config(self, written: BalloonConfig) -> None:
+        """Take a write of the config space.
+
+        A front-end sends the whole structure, with every field that the guest did *not* write as it
+        was when the guest last read it, perhaps before a reboot. So only those fields are believed
+        that the driver writes, each only at the time when it does: `actual` while the queues run,
+        `poison_val` while they do not (Linux writes it before DRIVER_OK).
+        """
+        if not self.is_running:
+            self._poison_written = written.poison_val
+            return
+        if written.actual << PFN_SHIFT > max(self.ram_bytes, 0):
+            self.metrics.config_writes_ignored += 1
+            return
+        if written.actual != self.actual_pages:
+            self.actual_pages = written.actual
+            self._listener.actual_changed()
+
+    # Life cycle ------------------------------------------------------------------------------
+
+    def set_memory(self, memory: MemoryMap) -> None:
+        """Use a new memory map from now on; queues must be attached to it by the transport."""
+        self.pages.memory = memory
+        if self._ram_is_fixed or not memory.regions:
+            return
+        before, self.ram_bytes = self.ram_bytes, memory.backing_bytes()
+        if self.was_started and self.ram_bytes != before:
+            self._listener.config_changed()
+
+    def start(self, driver_features: int, *, fresh: bool) -> None:
+        """A driver begins, or goes on after a pause.
+
+        Args:
+            driver_features: What it accepted.
+            fresh: It is a new driver (guest reset, reboot, unbind and bind) that knows nothing of
+                pages given up before; otherwise the same one goes on where it was. One that has
+                written to the config space since the last stop is new in any case: nobody can
+                during a pause.
+        """
+        self.driver_features = driver_features
+        self._roles = queue_order(driver_features)
+        if fresh or self._poison_written is not None:
+            self._forget_driver()
+        self.is_running = True
+        self.was_started = True
+
+    def _forget_driver(self) -> None:
+        """Begin with a driver that has given up nothing; the operator's target stays."""
+        self.pages.ledger.clear()
+        self.statistics.reset()
+        self.hinting = HintingRound()
+        has_poison = self.driver_features & BalloonFeature.PAGE_POISON
+        self._poison = (self._poison_written or 0) if has_poison else 0
+        self._poison_written = None
+        if self.actual_pages:
+            self.actual_pages = 0
+            self._listener.actual_changed()
+
+    def stop(self) -> None:
+        """The queues have stopped: a pause, a reset or an unplug; only the next start tells."""
+        self.is_running = False
+
+    def disconnect(self) -> None:
+        """The VMM is gone, and its memory with it; only the operator's target stays."""
+        self.is_running = self.was_started = False
+        self.driver_features, self.actual_pages, self._poison = 0, 0, 0
+        self._poison_written = None
+        self.pages.ledger.clear()
+        self.pages.memory = MemoryMap()
+        self.pages.last_failure = ""
+        self.statistics.reset()
+        self.hinting = HintingRound()
+        if not self._ram_is_fixed:
+            self.ram_bytes = 0
+
+    def role(self, index: int) -> BalloonQueue | None:
+        """Return what the queue with this index carries under the features in force."""
+        return self._roles[index] if index < len(self._roles) else None
+
+    # Queues ----------------------------------------------------------------------------------
+
+    def request_statistics(self, queue: SplitQueue) -> bool | None:
+        """Return the held stats buffer so that the guest sends newer values.
+
+        Returns:
+            Whether the driver wants a notification, or None if no buffer was held.
+        """
+        head = self.statistics.release()
+        if head is None:
+            return None
+        queue.add_used(head)
+        return queue.publish()
+
+    def process(self, index: int, queue: SplitQueue, now: float) -> Slice:
+        """Serve what the driver put into a queue, for a bounded time.
+
+        Args:
+            index: The queue's index.
+            queue: The queue, attached to the current memory.
+            now: Host time in seconds since 1970.
+
+        Raises:
+            QueueError: The ring itself cannot be followed any more.
+        """
+        role = self.role(index)
+        if role is None:
+            return Slice(notify=False, more=False)
+        notify, bytes_left = False, SLICE_BYTES
+        for _ in range(SLICE_BUFFERS):
+            head = queue.pop_head()
+            if head is None:
+                notify |= queue.publish()
+                if not queue.enable_notifications():
+                    return Slice(notify, more=False)
+                continue
+            bytes_left -= self._serve(role, queue, head, now)
+            if bytes_left <= 0:
+                break
+        notify |= queue.publish()
+        return Slice(notify, more=True)
+
+    def _serve(self, role: BalloonQueue, queue: SplitQueue, head: int, now: float) -> int:
+        """Serve one buffer and put it into the used ring; return the bytes that it cost.
+
+        The device writes nothing into any buffer, so the used length is 0 everywhere.
+        """
+        cost = 0
+        release: int | None = head
+        try:
+            chain = queue.chain(head)
+            if role is BalloonQueue.STATS:
+                release = self._statistics(chain, now)
+            else:
+                cost = self._handlers[role](chain, now)
+        except GuestError:
+            self.metrics.malformed_chains += 1
+        if release is not None:
+            queue.add_used(release)
+        return cost
+
+    def _inflate(self, chain: Chain, _now: float) -> int:
+        self.metrics.inflate_buffers += 1
+        return max(self.pages.inflate(chain), _spoken_of(chain))
+
+    def _deflate(self, chain: Chain, _now: float) -> int:
+        self.metrics.deflate_buffers += 1
+        self.pages.deflate(chain)
+        return _spoken_of(chain)
+
+    def _statistics(self, chain: Chain, now: float) -> int | None:
+        """Keep the buffer; return the head of one that was kept before."""
+        self.metrics.statistics_buffers += 1
+        data = chain.read(self.pages.memory, MAX_STATISTICS * STATISTIC_SIZE)
+        previous, unknown = self.statistics.receive(data, chain.head, now)
+        self.metrics.unknown_statistics += unknown
+        self._listener.statistics_received()
+        return previous
+
+    def _hint(self, chain: Chain, _now: float) -> int:
+        self.metrics.hint_buffers += 1
+        if chain.readable:
+            command = chain.read(self.pages.memory, 4)
+            if self.hinting.command(int.from_bytes(command, "little")):
+                self.finish_hinting()
+        for buffer in chain.writable:
+            if self.hinting.hint(buffer.length):
+                self.metrics.hinted_bytes += buffer.length
+        return 0
+
+    def _report(self, chain: Chain, _now: float) -> int:
+        """Give reported pages back, unless the guest relies on a pattern that is not zero."""
+        self.metrics.report_buffers += 1
+        if self._poison:
+            self.metrics.reports_refused += len(chain.writable)
+            return 0
+        return sum(self.pages.report(buffer) for buffer in chain.writable)
+
+    @property
+    def is_hinting(self) -> bool:
+        """Whether a round of hints is under way."""
+        return self.hinting.state in (HintState.REQUESTED, HintState.START)
+
+
+def _spoken_of(chain: Chain) -> int:
+    """Return how many bytes the page numbers in a buffer name, whether or not they are RAM."""
+    return chain.readable_bytes // 4 << PFN_SHIFT

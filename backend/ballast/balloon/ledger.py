@@ -1,0 +1,124 @@
+"""The book of which guest pages are given up: exact at all times, page for page.
+
+A bitmap with one bit for each 4 KiB page, made in chunks as pages arrive, so that a guest with an
+empty balloon costs nothing and a full one 32 KiB for each GiB. Runs are set and cleared as big
+integers, many pages in one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ballast.balloon.ranges import Run
+
+CHUNK_PAGES = 1 << 15
+"""Pages in one chunk of the bitmap: 128 MiB of guest memory in 4 KiB."""
+
+_WINDOW_BYTES = 32
+"""Looked through at once for runs; the larger the integer, the dearer each run in it."""
+
+
+class Ledger:
+    """A set of page frame numbers.
+
+    Attributes:
+        count: How many pages it holds.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, bytearray] = {}
+        self.count = 0
+
+    def add(self, first: int, count: int) -> int:
+        """Enter a run of pages; return how many of them were not in the book."""
+        added = 0
+        for number, start, length in _split(first, count):
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                chunk = self._chunks[number] = bytearray(CHUNK_PAGES // 8)
+            low, high, mask = _window(start, length)
+            old = int.from_bytes(chunk[low:high], "little")
+            chunk[low:high] = (old | mask).to_bytes(high - low, "little")
+            added += length - (old & mask).bit_count()
+        self.count += added
+        return added
+
+    def remove(self, first: int, count: int) -> int:
+        """Strike out a run of pages; return how many of them were in the book."""
+        removed = 0
+        for number, start, length in _split(first, count):
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                continue
+            low, high, mask = _window(start, length)
+            old = int.from_bytes(chunk[low:high], "little")
+            chunk[low:high] = (old & ~mask).to_bytes(high - low, "little")
+            removed += (old & mask).bit_count()
+        self.count -= removed
+        return removed
+
+    def held(self, first: int, count: int) -> int:
+        """Return how many pages of a run are in the book."""
+        total = 0
+        for number, start, length in _split(first, count):
+            chunk = self._chunks.get(number)
+            if chunk is not None:
+                low, high, mask = _window(start, length)
+                total += (int.from_bytes(chunk[low:high], "little") & mask).bit_count()
+        return total
+
+    def clear(self) -> None:
+        """Forget everything: the guest has started anew."""
+        self._chunks.clear()
+        self.count = 0
+
+    def runs(self) -> Iterator[Run]:
+        """Yield all pages as sorted runs."""
+        pending: Run | None = None
+        for first, length in self._parts_of_runs():
+            if pending is not None and pending[0] + pending[1] == first:
+                pending = (pending[0], pending[1] + length)
+                continue
+            if pending is not None:
+                yield pending
+            pending = (first, length)
+        if pending is not None:
+            yield pending
+
+    def _parts_of_runs(self) -> Iterator[Run]:
+        """Yield all pages as sorted runs that end where a window ends."""
+        for number in sorted(self._chunks):
+            chunk = self._chunks[number]
+            for low in range(0, len(chunk), _WINDOW_BYTES):
+                bits = int.from_bytes(chunk[low : low + _WINDOW_BYTES], "little")
+                for start, length in _runs_of(bits):
+                    yield number * CHUNK_PAGES + low * 8 + start, length
+
+
+def _split(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a run at chunk borders: (chunk number, first page in it, pages)."""
+    while count > 0:
+        number, start = divmod(first, CHUNK_PAGES)
+        length = min(count, CHUNK_PAGES - start)
+        yield number, start, length
+        first += length
+        count -= length
+
+
+def _window(start: int, length: int) -> tuple[int, int, int]:
+    """Return the bytes of a chunk that hold a run (low, high) and the run's bits in them."""
+    low, high = start >> 3, (start + length + 7) >> 3
+    return low, high, ((1 << length) - 1) << (start & 7)
+
+
+def _runs_of(bits: int) -> Iterator[Run]:
+    """Yield the runs of one bits of an integer, lowest first."""
+    position = 0
+    while bits:
+        zeros = (bits & -bits).bit_length() - 1
+        bits >>= zeros
+        position += zeros
+        ones = (~bits & (bits + 1)).bit_length() - 1
+        yield position, ones
+        bits >>= ones
+        position += ones

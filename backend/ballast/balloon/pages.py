@@ -1,0 +1,157 @@
+"""Inflate, deflate and report: which pages go back to the host, and the book that is kept of them.
+
+The rules that keep the guest's data safe (docs/architecture.md):
+
+* only pages that the guest handed over, inside RAM of the current map, are discarded;
+* only whole host pages: where the host's pages are larger than 4 KiB, a host page goes back when
+  the ledger holds every part of it;
+* the caller returns the buffer after these functions have returned, so after the discard.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from ballast.balloon.ledger import Ledger
+from ballast.balloon.metrics import BalloonMetrics
+from ballast.balloon.ranges import Run, merge
+from ballast.memory.map import MemoryMap, Piece
+from ballast.memory.reclaim import Discard, discard, whole_host_pages
+from ballast.queue.chain import Buffer, Chain
+from ballast_protocol.errors import QueueError
+from ballast_protocol.virtio.balloon import PAGE_SIZE, PFN_SHIFT
+
+MAX_ARRAY_BYTES = 1 << 16
+"""Longest PFN array that is served: 16,384 pages. Linux sends 256 at a time, Windows 1,024."""
+
+
+class PageBook:
+    """The ledger together with the memory that it speaks of.
+
+    Attributes:
+        memory: The current memory map; replaced at each change.
+        ledger: The pages that the guest's kernel has given up.
+        last_failure: Why the kernel last refused to free memory; empty if it never did.
+    """
+
+    def __init__(self, metrics: BalloonMetrics, discard_piece: Discard = discard) -> None:
+        self.memory = MemoryMap()
+        self.ledger = Ledger()
+        self.last_failure = ""
+        self._metrics = metrics
+        self._discard = discard_piece
+
+    def inflate(self, chain: Chain) -> int:
+        """Take the pages of an inflate buffer; return how many bytes went back to the host."""
+        given = 0
+        for first, count in self._runs(chain):
+            for piece, run in self._ram(first, count):
+                added = self.ledger.add(*run)
+                self._metrics.inflate_pages += added
+                self._metrics.pages_inflated_twice += run[1] - added
+                given += self._give_back(piece)
+        return given
+
+    def deflate(self, chain: Chain) -> None:
+        """Strike the pages of a deflate buffer out of the book, before the guest may use them."""
+        for first, count in self._runs(chain):
+            removed = self.ledger.remove(first, count)
+            self._metrics.deflate_pages += removed
+            self._metrics.pages_not_inflated += count - removed
+
+    def report(self, buffer: Buffer) -> int:
+        """Give back one reported free range; return how many bytes went back to the host.
+
+        As in QEMU, a range that is not RAM or not made of whole host pages is left alone.
+        """
+        pieces = list(self.memory.pieces(buffer.address, buffer.length))
+        covered = sum(piece.length for piece in pieces)
+        if covered != buffer.length or not all(map(_is_whole, pieces)):
+            self._metrics.reports_refused += 1
+            return 0
+        self._metrics.reported_bytes += buffer.length
+        return sum(self._call(piece) for piece in pieces)
+
+    def waiting_bytes(self) -> int:
+        """Return how much is in the book but still held by the host.
+
+        Zero with 4 KiB host pages; with larger ones, the parts of host pages that are not complete.
+        """
+        waiting = 0
+        for region in self.memory.regions:
+            if region.host_page_bytes > PAGE_SIZE:
+                whole = Piece(region, 0, region.layout.size_bytes)
+                complete = sum(part.length for part in self._complete(whole))
+                first = region.layout.guest_address >> PFN_SHIFT
+                held = self.ledger.held(first, region.layout.size_bytes >> PFN_SHIFT)
+                waiting += (held << PFN_SHIFT) - complete
+        return waiting
+
+    def _runs(self, chain: Chain) -> list[Run]:
+        """Read a PFN array once and merge it; a trailing piece of an entry is ignored.
+
+        Raises:
+            QueueError: The array is longer than any driver's.
+        """
+        if chain.readable_bytes > MAX_ARRAY_BYTES:
+            raise QueueError(f"PFN array of {chain.readable_bytes} bytes")
+        data = chain.read(self.memory, MAX_ARRAY_BYTES)
+        count = len(data) // 4
+        return merge(struct.unpack_from(f"<{count}I", data))
+
+    def _ram(self, first: int, count: int) -> Iterator[tuple[Piece, Run]]:
+        """Yield the parts of a run that are RAM, and count the pages that are not."""
+        for piece, run in _pieces_of_run(self.memory, first, count):
+            count -= run[1]
+            yield piece, run
+        self._metrics.pages_not_ram += count
+
+    def _give_back(self, piece: Piece) -> int:
+        """Discard what of a piece is complete: all of it, or whole larger host pages."""
+        if piece.region.host_page_bytes <= PAGE_SIZE:
+            return self._call(piece)
+        return sum(self._call(part) for part in self._complete(piece))
+
+    def _complete(self, piece: Piece) -> Iterator[Piece]:
+        """Yield the host pages that a piece touches and of which the ledger holds every part."""
+        for part in _touched(piece):
+            first = (part.region.layout.guest_address + part.offset) >> PFN_SHIFT
+            count = part.length >> PFN_SHIFT
+            if self.ledger.held(first, count) == count:
+                yield part
+
+    def _call(self, piece: Piece) -> int:
+        self._metrics.discard_calls += 1
+        try:
+            given = self._discard(piece)
+        except OSError as error:
+            self._metrics.discard_failures += 1
+            self.last_failure = str(error)
+            return 0
+        self._metrics.discarded_bytes += given
+        return given
+
+
+def _pieces_of_run(memory: MemoryMap, first: int, count: int) -> Iterator[tuple[Piece, Run]]:
+    """Yield the parts of a run of pages that are RAM, each with its own run."""
+    for piece in memory.pieces(first << PFN_SHIFT, count << PFN_SHIFT):
+        address = piece.region.layout.guest_address + piece.offset
+        yield piece, (address >> PFN_SHIFT, piece.length >> PFN_SHIFT)
+
+
+def _is_whole(piece: Piece) -> bool:
+    """Return whether a piece starts and ends on host page borders of its file."""
+    _, length = whole_host_pages(piece)
+    return length == piece.length
+
+
+def _touched(piece: Piece) -> Iterator[Piece]:
+    """Yield every host page, whole and inside the region, of which a piece covers any part."""
+    region, page = piece.region, piece.region.host_page_bytes
+    skew = region.layout.file_offset % page
+    offset = (piece.offset + skew) // page * page - skew
+    while offset < piece.offset + piece.length:
+        if offset >= 0 and offset + page <= region.layout.size_bytes:
+            yield Piece(region, offset, page)
+        offset += page

@@ -1,0 +1,77 @@
+"""A VM's balloon without a VM: does what it is told at once, and remembers it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ballast_protocol.errors import OperatorError, TimedOutError
+
+MIB = 1 << 20
+
+
+@dataclass
+class FakeStats:
+    values: dict[int, int] = field(default_factory=dict)
+    last_update: int = 0
+
+
+@dataclass
+class FakeBalloonControl:
+    """Implements `ballast.qmp.control.BalloonControl`.
+
+    Attributes:
+        follows: Whether the guest does what it is told, at once.
+        fresh_values: What the guest sends when asked for statistics; None if it does not answer.
+        report: What the agent answers; None if there is no agent.
+        gate: If set, `request_agent_report` waits for it.
+        hinting: What happened to hinting.
+        ledger: The pages that the guest has given up.
+    """
+
+    name: str = "vm1"
+    ram_bytes: int | None = 2048 * MIB
+    actual_bytes: int | None = 2048 * MIB
+    target_bytes: int | None = None
+    guest_stats: FakeStats = field(default_factory=FakeStats)
+    stats_polling_interval: int = 0
+    follows: bool = True
+    fresh_values: dict[int, int] | None = None
+    report: dict[str, object] | None = None
+    gate: asyncio.Event | None = None
+    hinting: list[str] = field(default_factory=list)
+    smallest_target_bytes: int = 0
+    ledger: Sequence[tuple[int, int]] = ()
+    extra_status: dict[str, object] = field(default_factory=dict)
+
+    def set_target(self, target_bytes: int) -> None:
+        if target_bytes < self.smallest_target_bytes:
+            raise OperatorError("below the floor", hint="lower the floor first")
+        self.target_bytes = -(-target_bytes // 4096) * 4096
+        if self.follows and self.actual_bytes is not None:
+            self.actual_bytes = self.target_bytes
+
+    async def refresh_stats(self, timeout_seconds: float) -> None:
+        if self.fresh_values is None:
+            raise TimedOutError(f"no statistics within {timeout_seconds:g} s")
+        self.guest_stats = FakeStats(self.fresh_values, 1000)
+
+    def status(self) -> Mapping[str, object]:
+        return self.extra_status
+
+    def ledger_runs(self) -> Sequence[tuple[int, int]]:
+        return self.ledger
+
+    def start_hinting(self) -> None:
+        self.hinting.append("start")
+
+    def stop_hinting(self) -> None:
+        self.hinting.append("stop")
+
+    async def request_agent_report(self, timeout_seconds: float) -> Mapping[str, object]:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.report is None:
+            raise OperatorError("no agent is connected")
+        return {**self.report, "asked-seconds": timeout_seconds}
