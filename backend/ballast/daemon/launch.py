@@ -1,0 +1,121 @@
+"""Runs one QEMU together with its balloon: the command lines, and the two lives as one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shlex
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from ballast.daemon.config import VmConfig
+from ballast.daemon.paths import VmPaths
+from ballast.daemon.qemu_args import balloon_arguments
+from ballast.daemon.serve import serving, stop_signal
+from ballast_images.guest import GuestImage
+from ballast_images.machine import agent_arguments, boot_arguments, machine_arguments
+from ballast_protocol.errors import OperatorError
+
+log = logging.getLogger(__name__)
+
+QUIT_SECONDS = 10.0
+"""How long QEMU may take to end on SIGTERM before it is killed."""
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One QEMU to run.
+
+    Attributes:
+        config: Its balloon.
+        qemu: The program.
+        memory_bytes: Its RAM.
+        cpus: Its virtual CPUs.
+        accelerator: `kvm` or `tcg`.
+        image: The guest to boot if the operator brings none.
+        arguments: What the operator adds.
+    """
+
+    config: VmConfig
+    qemu: Path
+    memory_bytes: int
+    cpus: int
+    accelerator: str
+    image: GuestImage | None
+    arguments: tuple[str, ...]
+
+    def command(self) -> list[str]:
+        """Return QEMU's command line."""
+        paths = VmPaths(self.config.name)
+        qmp = str(paths.qemu_qmp).replace(",", ",,")
+        console = ("-nographic", "-nodefaults", "-serial", "mon:stdio")
+        return [
+            str(self.qemu),
+            *("-name", self.config.name),
+            *machine_arguments(self.memory_bytes, self.cpus, self.accelerator),
+            *balloon_arguments(self.config.socket_path or paths.vhost_user),
+            *("-device", "virtio-serial-pci"),
+            *agent_arguments(paths.agent),
+            *("-qmp", f"unix:{qmp},server=on,wait=off"),
+            *((*console, *boot_arguments(self.image)) if self.image else ()),
+            *self.arguments,
+        ]
+
+    def as_shell(self) -> str:
+        """Return the two commands that do the same, to be pasted into two shells."""
+        serve = ["ballast", "serve", self.config.name]
+        if self.config.target:
+            serve += ["--target", str(self.config.target)]
+        if self.config.deflate_on_oom:
+            serve.append("--deflate-on-oom")
+        return f"{shlex.join(serve)}\n{shell_lines(self.command())}"
+
+
+def shell_lines(command: list[str]) -> str:
+    """Return a command line with each option on a line of its own, as a shell takes it."""
+    lines = [shlex.quote(command[0])]
+    for word in command[1:]:
+        if word.startswith("-"):
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n  ".join(lines)
+
+
+async def launch(plan: LaunchPlan) -> int:
+    """Serve the balloon and run QEMU until either a signal comes or QEMU ends.
+
+    Returns:
+        QEMU's exit status; negative for a signal.
+
+    Raises:
+        OperatorError: The VM cannot be served, or QEMU cannot be run.
+    """
+    async with serving([plan.config]):
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *plan.command(), "-run-with", "exit-with-parent=on"
+            )
+        except OSError as error:
+            raise OperatorError(f"cannot run {plan.qemu}: {error.strerror}") from error
+        ended = asyncio.create_task(process.wait())
+        stop = asyncio.create_task(stop_signal())
+        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            log.warning("%s: ending QEMU", stop.result().name)
+            await _end(process)
+        stop.cancel()
+        return await ended
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End QEMU before its balloon goes away, which it would not survive."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(QUIT_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()

@@ -1,0 +1,71 @@
+"""Serves many VMs from one process until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from ballast.daemon.config import VmConfig
+from ballast.daemon.vm import VirtualMachine
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def serving(configs: Iterable[VmConfig]) -> AsyncIterator[list[VirtualMachine]]:
+    """Serve VMs while the context lasts; if one cannot start, none stays.
+
+    Raises:
+        OperatorError: A VM cannot be served.
+    """
+    async with AsyncExitStack() as stack:
+        machines = []
+        for config in configs:
+            machine = VirtualMachine(config)
+            await machine.start()
+            stack.push_async_callback(machine.close)
+            machines.append(machine)
+        yield machines
+
+
+async def stop_signal() -> signal.Signals:
+    """Wait for SIGTERM or SIGINT and return it; the second of either ends the process as usual."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[signal.Signals] = loop.create_future()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def take(number: signal.Signals) -> None:
+        if not arrived.done():
+            arrived.set_result(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, take, number)
+    try:
+        return await arrived
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+async def serve(configs: Iterable[VmConfig]) -> None:
+    """Serve VMs until SIGTERM or SIGINT.
+
+    Raises:
+        OperatorError: A VM cannot be served.
+    """
+    async with serving(configs) as machines:
+        for machine in machines:
+            log.info("%s: waiting for QEMU in %s", machine.name, machine.paths.directory)
+        number = await stop_signal()
+        log.info("%s: stopping", number.name)
+        for machine in machines:
+            if machine.vmm_pid is not None:
+                log.warning(
+                    "%s: QEMU (process %d) is still connected; it cannot go on for long without "
+                    "its balloon: stop it too",
+                    machine.name,
+                    machine.vmm_pid,
+                )

@@ -1,0 +1,278 @@
+"""One VM: its device, its transport, its QMP socket and its agent link, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from ballast.balloon.device import BalloonDevice
+from ballast.balloon.ranges import Run
+from ballast.balloon.stats import GuestStatistics
+from ballast.daemon.config import VmConfig
+from ballast.daemon.paths import NameLock, VmPaths
+from ballast.daemon.version import qmp_version
+from ballast.guest_link import GuestLink
+from ballast.guest_status import hyphenated
+from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
+from ballast.qmp.server import QmpServer
+from ballast.transport.vhost_user.server import VhostUserServer
+from ballast_protocol.errors import OperatorError, TimedOutError
+from ballast_protocol.virtio.balloon import PAGE_SIZE, PFN_SHIFT, BalloonFeature
+
+log = logging.getLogger(__name__)
+
+
+class VirtualMachine:
+    """One balloon and everything that speaks for it.
+
+    Implements `qmp.control.BalloonControl` towards operators and `balloon.device.DeviceListener`
+    towards the device.
+
+    Attributes:
+        name: The VM's name.
+        paths: Its sockets.
+        device: Its balloon.
+        agent: Its link to the agent in the guest.
+    """
+
+    def __init__(self, config: VmConfig, *, paths: VmPaths | None = None) -> None:
+        """Make everything; nothing listens before `start`.
+
+        Raises:
+            OperatorError: The name cannot be one.
+        """
+        self.name = config.name
+        self.paths = paths or VmPaths(config.name)
+        self.device = BalloonDevice(
+            self, balloon_features=config.features, ram_bytes=config.memory or 0
+        )
+        socket_path = None if config.fd is not None else config.socket_path or self.paths.vhost_user
+        self._transport = VhostUserServer(self.device, path=socket_path, fd=config.fd)
+        self._qmp = QmpServer(self, self.paths.qmp, qmp_version())
+        self.agent = GuestLink(self.paths.agent)
+        self._polling_interval = config.stats_polling_interval
+        self._polling: asyncio.Task[None] | None = None
+        self._statistics_arrived = asyncio.Event()
+        self._lock: NameLock | None = None
+        if config.target is not None:
+            self.device.set_target(config.target)
+
+    # Life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take the name and listen on all sockets.
+
+        Raises:
+            OperatorError: The name is taken or a socket cannot be used; nothing is left behind.
+        """
+        self._lock = NameLock(self.paths)
+        try:
+            await self._transport.start()
+            await self._qmp.start()
+            await self.agent.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._restart_polling()
+
+    async def close(self) -> None:
+        """Stop listening, let go of the guest's memory, give the name up."""
+        if self._polling is not None:
+            self._polling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._polling
+            self._polling = None
+        await self.agent.close()
+        await self._qmp.close()
+        await self._transport.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def vmm_pid(self) -> int | None:
+        """The process whose guest is served, if one is connected."""
+        return self._transport.session.pid if self._transport.session else None
+
+    # What the device tells -------------------------------------------------------------------
+
+    def config_changed(self) -> None:
+        """Have the guest read its config space again."""
+        self._transport.notify_config()
+
+    def actual_changed(self) -> None:
+        """Tell operators of the guest's new size."""
+        actual = self.device.actual_bytes
+        if actual is not None:
+            self._qmp.emit("BALLOON_CHANGE", {"actual": actual})
+
+    def statistics_received(self) -> None:
+        """Wake whoever waits for new statistics."""
+        self._statistics_arrived.set()
+
+    # What operators ask ----------------------------------------------------------------------
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """The machine's size, or None until QEMU has shared its memory."""
+        return self.device.ram_bytes or None
+
+    @property
+    def target_bytes(self) -> int | None:
+        """The size wanted, clamped to the machine's; None if none was ever set."""
+        target = self.device.target_bytes
+        if target is None or not self.device.ram_bytes:
+            return target
+        return self.device.ram_bytes - (self.device.target_pages << PFN_SHIFT)
+
+    @property
+    def actual_bytes(self) -> int | None:
+        """The size that the guest says it has, or None until its driver is active."""
+        return self.device.actual_bytes
+
+    def set_target(self, target_bytes: int) -> None:
+        """Ask the guest for a size; remembered if its driver is not there yet.
+
+        Raises:
+            OperatorError: This size cannot be asked for.
+        """
+        self.device.set_target(target_bytes)
+
+    @property
+    def guest_stats(self) -> GuestStatistics:
+        """The newest statistics."""
+        return self.device.statistics
+
+    @property
+    def stats_polling_interval(self) -> int:
+        """Seconds between two polls for statistics; 0 means that nobody polls."""
+        return self._polling_interval
+
+    @stats_polling_interval.setter
+    def stats_polling_interval(self, seconds: int) -> None:
+        self._polling_interval = seconds
+        self._restart_polling()
+
+    def _restart_polling(self) -> None:
+        if self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
+        if self._polling_interval:
+            self._polling = asyncio.create_task(self._poll(self._polling_interval))
+
+    async def _poll(self, interval_seconds: int) -> None:
+        """Ask for statistics again and again; a guest that does not answer is not asked twice."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            self._transport.request_statistics()
+
+    async def refresh_stats(self, timeout_seconds: float) -> None:
+        """Ask the guest for statistics, and return when they are there.
+
+        Raises:
+            OperatorError: The guest's driver does not offer statistics, or no driver is at work.
+            TimedOutError: The guest did not answer in time.
+        """
+        if not self.device.is_running:
+            raise OperatorError("the guest's balloon driver is not running")
+        if not self.device.driver_features & BalloonFeature.STATS_VQ:
+            raise OperatorError("the guest's balloon driver does not offer statistics")
+        self._statistics_arrived.clear()
+        self._transport.request_statistics()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._statistics_arrived.wait()
+        except TimeoutError:
+            raise TimedOutError(
+                f"the guest sent no statistics within {timeout_seconds:g} s",
+                hint="A paused or very busy guest cannot answer; older values stay readable.",
+            ) from None
+
+    def start_hinting(self) -> None:
+        """Start a round of free-page hints.
+
+        Raises:
+            OperatorError: The guest's driver has not accepted hints.
+        """
+        self.device.start_hinting()
+
+    def stop_hinting(self) -> None:
+        """End the round, so that the guest takes its pages back."""
+        self.device.finish_hinting()
+
+    async def request_agent_report(self, timeout_seconds: float) -> Mapping[str, object]:
+        """Ask the agent in the guest for a fresh memory report, and return it.
+
+        Raises:
+            OperatorError: No agent is connected.
+            TimedOutError: The agent did not answer in time.
+        """
+        await self.agent.request_report(timeout_seconds)
+        return self.agent.status()
+
+    @property
+    def ledger_bytes(self) -> int:
+        """How much the guest's kernel has given up, by our books."""
+        return self.device.pages.ledger.count * PAGE_SIZE
+
+    def ledger_runs(self) -> list[Run]:
+        """Return the pages that the guest's kernel has given up, as (first page, count)."""
+        return list(self.device.pages.ledger.runs())
+
+    def status(self) -> dict[str, object]:
+        """Return everything there is to know, ready for JSON."""
+        device, host = self.device, self.host_memory()
+        return {
+            "state": self._state(),
+            "problem": self._problem(),
+            "settled": device.is_settled,
+            "ledger": self._ledger(),
+            "host": {
+                "allocated-bytes": host.allocated_bytes,
+                "rss-shmem-bytes": host.rss_shmem_bytes,
+            },
+            "features": [bit.name for bit in BalloonFeature if device.driver_features & bit],
+            "features-offered": [bit.name for bit in BalloonFeature if device.offered & bit],
+            "hinting": {
+                "state": device.hinting.state.value,
+                "hinted-bytes": device.hinting.hinted_bytes,
+            },
+            "counters": hyphenated(device.metrics.as_dict()),
+            "transport": self._transport.status(),
+            "agent": self.agent.status(),
+        }
+
+    def _state(self) -> str:
+        if self._transport.session is None:
+            return "waiting-for-qemu"
+        if self.device.is_running:
+            return "running"
+        return "paused" if self.device.was_started else "waiting-for-driver"
+
+    def _problem(self) -> str:
+        """Return what an operator should look at first; empty if nothing is wrong."""
+        session = self._transport.session
+        if session is not None and session.problem:
+            return session.problem
+        failure = self.device.pages.last_failure
+        return f"the kernel refuses to free guest memory: {failure}" if failure else ""
+
+    def _ledger(self) -> dict[str, int]:
+        """Return the books: what we know, and how far it is from what the guest says."""
+        return {
+            "pages": self.device.pages.ledger.count,
+            "bytes": self.ledger_bytes,
+            "difference-bytes": self.ledger_bytes - self.device.actual_pages * PAGE_SIZE,
+            "waiting-bytes": self.device.pages.waiting_bytes(),
+        }
+
+    def host_memory(self) -> HostMemory:
+        """Return how much of the guest's memory is really here, measured in two ways."""
+        files = self.device.pages.memory.files()
+        pid = self.vmm_pid
+        return HostMemory(
+            allocated_bytes=allocated_bytes(files.values()) if files else None,
+            rss_shmem_bytes=rss_shmem_bytes(pid) if pid else None,
+        )

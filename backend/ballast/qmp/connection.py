@@ -1,0 +1,111 @@
+"""One client of a QMP socket, from its greeting to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from ballast.qmp.commands import Context, execute
+from ballast_protocol.errors import BallastError, InternalError, OperatorError, TimedOutError
+from ballast_protocol.qmp import Command, ErrorClass, RefusedError, Reply, ServerSession
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1024
+"""Read in one go. Small, so that a client that sends garbage gives the others their turn often."""
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """How much a client may cost.
+
+    Attributes:
+        max_unsent_bytes: Beyond this much that it has not read, it gets no more events: it is
+            disconnected. Replies stop long before, since no command is read then.
+        patience_seconds: How long it may leave its replies unread before it is disconnected.
+    """
+
+    max_unsent_bytes: int = 256 << 10
+    patience_seconds: float = 30.0
+
+
+class Connection:
+    """Serves one client: reads, executes in order, replies, and passes events on."""
+
+    def __init__(
+        self,
+        context: Context,
+        limits: ClientLimits,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._context = context
+        self._limits = limits
+        self._reader = reader
+        self._writer = writer
+        self._session = ServerSession(context.version)
+        # Beyond half of what may be unsent, commands wait, so that replies leave room for events.
+        writer.transport.set_write_buffer_limits(high=limits.max_unsent_bytes // 2)
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, or costs more than it may."""
+        try:
+            self._writer.write(self._session.greeting())
+            while data := await self._reader.read(READ_BYTES):
+                self._session.receive_data(data)
+                await self._answer()
+            await self._finish()
+        except TimeoutError:
+            log.warning("%s: QMP client does not read; disconnected", self._context.vm.name)
+        except OSError as error:
+            log.debug("%s: QMP client left: %s", self._context.vm.name, error)
+        finally:
+            self._writer.transport.abort()
+
+    def send_event(self, event: bytes) -> None:
+        """Send an event, if the client is ready for events, or give the client up."""
+        if not self._session.in_command_mode or self._writer.transport.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() > self._limits.max_unsent_bytes:
+            log.warning("%s: QMP client reads no events; disconnected", self._context.vm.name)
+            self._writer.transport.abort()
+            return
+        self._writer.write(event)
+
+    async def _answer(self) -> None:
+        """Reply to everything that was received, with a turn for the others after each reply."""
+        while (event := self._session.next_event()) is not None:
+            reply = event.data if isinstance(event, Reply) else await self._execute(event)
+            # No waiting between the decision about the reply and its place in the buffer: an
+            # event must not overtake the reply that opens the way for events.
+            self._writer.write(reply)
+            async with asyncio.timeout(self._limits.patience_seconds):
+                await self._writer.drain()
+            await asyncio.sleep(0)
+        # Reading on, and replying to a client that reads, need not wait for anything.
+        await asyncio.sleep(0)
+
+    async def _finish(self) -> None:
+        """The client has said its last word but may still be reading: send all there is."""
+        self._writer.close()
+        async with asyncio.timeout(self._limits.patience_seconds):
+            await self._writer.wait_closed()
+
+    async def _execute(self, command: Command) -> bytes:
+        try:
+            return command.success(await execute(self._context, command))
+        except Exception as error:
+            return command.failure(self._refusal(command, error))
+
+    def _refusal(self, command: Command, error: Exception) -> RefusedError:
+        if isinstance(error, RefusedError):
+            return error
+        if isinstance(error, TimedOutError):
+            return RefusedError(str(error), ErrorClass.TIMED_OUT, hint=error.hint)
+        if isinstance(error, OperatorError):
+            return RefusedError(str(error), hint=error.hint)
+        if isinstance(error, BallastError) and not isinstance(error, InternalError):
+            return RefusedError(str(error))
+        log.error("%s: %s failed", self._context.vm.name, command.name, exc_info=error)
+        return RefusedError("internal error", hint="the log of the daemon says more")

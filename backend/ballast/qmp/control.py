@@ -1,0 +1,88 @@
+"""What a VM has to offer for its QMP socket to work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class GuestStats(Protocol):
+    """The newest memory statistics of a guest."""
+
+    @property
+    def values(self) -> Mapping[int, int]:
+        """By tag (`ballast_protocol.virtio.balloon.STATISTICS`); only what the guest sent."""
+
+    @property
+    def last_update(self) -> int:
+        """When they came, in seconds since the Unix epoch; 0 if none ever did."""
+
+
+class BalloonControl(Protocol):
+    """One VM's balloon, as the operators' interfaces see it. All sizes are in bytes."""
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """The guest's whole RAM, or None until the front-end has shared it."""
+
+    @property
+    def target_bytes(self) -> int | None:
+        """The logical size in force: clamped to the RAM, in whole pages; None if never set."""
+
+    @property
+    def actual_bytes(self) -> int | None:
+        """The logical size that the guest says it has, or None until its driver is active."""
+
+    @property
+    def guest_stats(self) -> GuestStats:
+        """The newest statistics."""
+
+    @property
+    def stats_polling_interval(self) -> int:
+        """Seconds between two polls for statistics; 0 means that nobody polls."""
+
+    @stats_polling_interval.setter
+    def stats_polling_interval(self, seconds: int) -> None: ...
+
+    def set_target(self, target_bytes: int) -> None:
+        """Ask the guest for a logical size; remembered if its driver is not there yet.
+
+        Raises:
+            OperatorError: This size cannot be asked for.
+        """
+
+    async def refresh_stats(self, timeout_seconds: float) -> None:
+        """Ask the guest for statistics, and return when they are in `guest_stats`.
+
+        Raises:
+            OperatorError: The guest's driver does not offer statistics.
+            TimedOutError: The guest did not answer in time.
+        """
+
+    def status(self) -> Mapping[str, object]:
+        """Return everything else there is to know, ready for JSON, under `kebab-case` names."""
+
+    def ledger_runs(self) -> Sequence[tuple[int, int]]:
+        """Return the pages that the guest's kernel has given up: first page frame, and count."""
+
+    def start_hinting(self) -> None:
+        """Start a round of free page hinting.
+
+        Raises:
+            OperatorError: The guest's driver has not negotiated hinting.
+        """
+
+    def stop_hinting(self) -> None:
+        """End the round of free page hinting, so that the guest takes its pages back."""
+
+    async def request_agent_report(self, timeout_seconds: float) -> Mapping[str, object]:
+        """Ask the agent in the guest for a fresh memory report, and return it.
+
+        Raises:
+            OperatorError: No agent is connected.
+            TimedOutError: The agent did not answer in time.
+        """

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ballast.balloon.device import DEFAULT_FEATURES
+from ballast.daemon.config import VmConfig, load
+from ballast_protocol.errors import OperatorError
+from ballast_protocol.virtio.balloon import BalloonFeature
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "vms.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_for_each_vm(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        [vm.web]
+        target = "1.5G"
+        memory = 4294967296
+        deflate-on-oom = true
+        stats-polling-interval = 10
+        socket-path = "/tmp/web.sock"
+        [vm.db-1]
+        """,
+    )
+    web, database = load(path)
+    assert web == VmConfig(
+        name="web",
+        target=3 << 29,
+        memory=4 << 30,
+        deflate_on_oom=True,
+        stats_polling_interval=10,
+        socket_path=Path("/tmp/web.sock"),
+    )
+    assert database == VmConfig(name="db-1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[vm.a", "is not TOML"),
+        ("\xff", "is not TOML"),
+        ("", "tables \\[vm.NAME\\]"),
+        ("vm = 1", "tables \\[vm.NAME\\]"),
+        ("[vm]", "tables \\[vm.NAME\\]"),
+        ("[vm.a]\n[other]", "tables \\[vm.NAME\\]"),
+        ("[vm]\na = 1", "vm.a is not a table"),
+        ("[vm.a]\nsize = 1", "vm.a: size: Extra inputs"),
+        ("[vm.a]\ntarget = 0", "vm.a: target: Input should be greater"),
+        ("[vm.a]\ntarget = true", "vm.a: target: Input should be a valid integer"),
+        ('[vm.a]\ntarget = "much"', "vm.a: 'much' is not a size"),
+        ("[vm.a]\nfd = -1", "vm.a: fd: Input should be greater"),
+        ("[vm.a]\nstats-polling-interval = -1", "stats_polling_interval: Input should be"),
+        ('[vm.a]\nname = "b"', "has its name from its table"),
+        ('[vm."../a"]', "cannot be a VM's name"),
+    ],
+)
+def test_what_is_not_understood_says_where(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "vms.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(OperatorError, match=message):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="cannot read"):
+        load(tmp_path / "missing.toml")
+    with pytest.raises(OperatorError, match="cannot read"):
+        load(tmp_path)
+
+
+def test_features_follow_the_options() -> None:
+    assert VmConfig(name="a").features == DEFAULT_FEATURES
+    everything = VmConfig(
+        name="a", deflate_on_oom=True, free_page_hint=True, free_page_reporting=False
+    ).features
+    assert everything & BalloonFeature.DEFLATE_ON_OOM
+    assert everything & BalloonFeature.FREE_PAGE_HINT
+    assert not everything & BalloonFeature.PAGE_REPORTING
+    assert everything & BalloonFeature.STATS_VQ
+
+
+def test_a_configuration_does_not_change() -> None:
+    config = VmConfig(name="a")
+    with pytest.raises(ValidationError):
+        config.name = "b"  # type: ignore[misc]

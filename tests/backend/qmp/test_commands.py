@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ballast.qmp.commands import COMMANDS, Context, execute
+from ballast_protocol.errors import OperatorError, TimedOutError
+from ballast_protocol.qmp import Argument, Command, ErrorClass, Kind, RefusedError, Version
+from support.balloon_control import MIB, FakeBalloonControl, FakeStats
+
+
+async def run(vm: FakeBalloonControl, name: str, **arguments: Any) -> Any:
+    context = Context(vm, Version(1, 2, 3, "ballast 1.2.3"), lambda: 1012.5)
+    return await execute(context, Command(name, arguments, {}))
+
+
+async def refused(vm: FakeBalloonControl, name: str, **arguments: Any) -> RefusedError:
+    with pytest.raises(RefusedError) as caught:
+        await run(vm, name, **arguments)
+    return caught.value
+
+
+def test_arguments_are_declared_by_the_functions() -> None:
+    assert COMMANDS["balloon"].arguments == (Argument("value", Kind.INTEGER),)
+    assert COMMANDS["query-balloon"].arguments == ()
+    assert COMMANDS["ballast-stats"].arguments == (
+        Argument("fresh", Kind.BOOLEAN, is_optional=True),
+        Argument("timeout", Kind.NUMBER, is_optional=True),
+    )
+    assert COMMANDS["ballast-free-page-hint"].arguments == (
+        Argument("action", Kind.STRING, choices=("start", "stop")),
+    )
+    assert COMMANDS["qom-set"].arguments == (
+        Argument("path", Kind.STRING),
+        Argument("property", Kind.STRING),
+        Argument("value", Kind.ANY),
+    )
+
+
+async def test_every_command_is_listed() -> None:
+    listed = {each["name"] for each in await run(FakeBalloonControl(), "query-commands")}
+    assert listed == {
+        "qmp_capabilities",
+        "query-version",
+        "query-commands",
+        "query-name",
+        "balloon",
+        "query-balloon",
+        "qom-get",
+        "qom-set",
+        "qom-list",
+        "ballast-status",
+        "ballast-stats",
+        "ballast-ledger",
+        "ballast-free-page-hint",
+        "ballast-report",
+    }
+
+
+async def test_an_unknown_command() -> None:
+    error = await refused(FakeBalloonControl(), "stop")
+    assert str(error) == "The command stop has not been found"
+    assert error.error_class is ErrorClass.COMMAND_NOT_FOUND
+
+
+async def test_who_is_there() -> None:
+    vm = FakeBalloonControl(name="web")
+    assert await run(vm, "query-name") == {"name": "web"}
+    assert await run(vm, "query-version") == {
+        "qemu": {"major": 1, "minor": 2, "micro": 3},
+        "package": "ballast 1.2.3",
+    }
+
+
+async def test_balloon_sets_the_logical_size() -> None:
+    vm = FakeBalloonControl()
+    assert await run(vm, "balloon", value=512 * MIB) == {}
+    assert vm.target_bytes == 512 * MIB
+    assert await run(vm, "query-balloon") == {"actual": 512 * MIB}
+
+
+async def test_balloon_takes_more_than_the_ram_for_all_of_it() -> None:
+    vm = FakeBalloonControl(ram_bytes=1024 * MIB)
+    await run(vm, "balloon", value=1 << 40)
+    assert vm.target_bytes == 1024 * MIB
+
+
+async def test_balloon_before_the_driver_is_remembered() -> None:
+    vm = FakeBalloonControl(ram_bytes=None, actual_bytes=None)
+    await run(vm, "balloon", value=512 * MIB)
+    assert vm.target_bytes == 512 * MIB
+    error = await refused(vm, "query-balloon")
+    assert str(error) == "No balloon device has been activated"
+    assert error.error_class is ErrorClass.DEVICE_NOT_ACTIVE
+
+
+@pytest.mark.parametrize("value", [0, -1])
+async def test_balloon_wants_a_size(value: int) -> None:
+    vm = FakeBalloonControl()
+    assert str(await refused(vm, "balloon", value=value)) == "Parameter 'value' expects a size"
+    assert vm.target_bytes is None
+
+
+async def test_arguments_are_checked_before_anything_happens() -> None:
+    vm = FakeBalloonControl()
+    error = await refused(vm, "balloon", value=512 * MIB, unit="MiB")
+    assert str(error) == "Parameter 'unit' is unexpected"
+    assert vm.target_bytes is None
+
+
+async def test_what_the_vm_refuses_is_passed_on() -> None:
+    with pytest.raises(OperatorError, match="below the floor"):
+        await run(FakeBalloonControl(smallest_target_bytes=MIB), "balloon", value=1)
+
+
+async def test_the_balloon_object() -> None:
+    vm = FakeBalloonControl()
+    path = "/machine/peripheral/balloon0"
+    interval = {"path": path, "property": "guest-stats-polling-interval"}
+    assert await run(vm, "qom-set", **interval, value=2) == {}
+    assert await run(vm, "qom-get", **interval) == 2
+    assert {"name": "guest-stats", "type": "guest statistics"} in await run(
+        vm, "qom-list", path=path
+    )
+
+
+async def test_status_has_the_sizes_and_what_the_vm_adds() -> None:
+    vm = FakeBalloonControl(actual_bytes=None, extra_status={"transport": "vhost-user"})
+    assert await run(vm, "ballast-status") == {
+        "name": "vm1",
+        "ram-bytes": 2048 * MIB,
+        "target-bytes": None,
+        "actual-bytes": None,
+        "transport": "vhost-user",
+    }
+
+
+async def test_stats_with_their_age() -> None:
+    vm = FakeBalloonControl(guest_stats=FakeStats({4: 100}, last_update=1000))
+    answer = await run(vm, "ballast-stats")
+    assert answer["stats"]["stat-free-memory"] == 100
+    assert answer["stats"]["stat-swap-in"] == (1 << 64) - 1
+    assert (answer["last-update"], answer["age-seconds"], answer["fresh"]) == (1000, 12.5, False)
+
+
+async def test_stats_that_never_came_have_no_age() -> None:
+    answer = await run(FakeBalloonControl(), "ballast-stats")
+    assert (answer["last-update"], answer["age-seconds"]) == (0, None)
+
+
+async def test_stats_from_the_future_are_new() -> None:
+    vm = FakeBalloonControl(guest_stats=FakeStats({}, last_update=2000))
+    assert (await run(vm, "ballast-stats"))["age-seconds"] == 0
+
+
+async def test_fresh_stats() -> None:
+    vm = FakeBalloonControl(guest_stats=FakeStats({4: 1}, 900), fresh_values={4: 2})
+    answer = await run(vm, "ballast-stats", fresh=True, timeout=0.5)
+    assert answer["stats"]["stat-free-memory"] == 2
+    assert answer["fresh"] is True
+
+
+async def test_fresh_stats_that_do_not_come() -> None:
+    with pytest.raises(TimedOutError, match=r"within 0\.5 s"):
+        await run(FakeBalloonControl(), "ballast-stats", fresh=True, timeout=0.5)
+
+
+@pytest.mark.parametrize("name", ["ballast-stats", "ballast-report"])
+@pytest.mark.parametrize("seconds", [0, -1.0, 60.1])
+async def test_patience_is_bounded(name: str, seconds: float) -> None:
+    error = await refused(FakeBalloonControl(), name, timeout=seconds)
+    assert str(error) == "Parameter 'timeout' expects seconds, more than 0 and at most 60"
+
+
+async def test_the_ledger_as_runs() -> None:
+    vm = FakeBalloonControl(ledger=[(16, 4), (32, 1)])
+    assert await run(vm, "ballast-ledger") == {"runs": [[16, 4], [32, 1]]}
+
+
+async def test_hinting() -> None:
+    vm = FakeBalloonControl()
+    await run(vm, "ballast-free-page-hint", action="start")
+    await run(vm, "ballast-free-page-hint", action="stop")
+    assert vm.hinting == ["start", "stop"]
+
+
+async def test_report_of_the_agent() -> None:
+    vm = FakeBalloonControl(report={"free-bytes": 5})
+    assert await run(vm, "ballast-report", timeout=3) == {"free-bytes": 5, "asked-seconds": 3}
+    with pytest.raises(OperatorError, match="no agent"):
+        await run(FakeBalloonControl(), "ballast-report")
