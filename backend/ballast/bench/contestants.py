@@ -1,0 +1,186 @@
+"""Two guests that differ in nothing but their balloon, each measured from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ballast.daemon.paths import VmPaths
+from ballast.daemon.qemu_args import BALLOON_ID, balloon_arguments
+from ballast.memory.residency import rss_shmem_bytes
+from ballast.qmp import client as qmp
+from ballast_images.guest import GuestImage
+from ballast_images.machine import Machine
+from ballast_images.qemu import Qemu
+from ballast_images.vm import Vm
+from ballast_protocol.errors import OperatorError
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_CONNECT_SECONDS = 20.0
+
+
+class Balloon(Protocol):
+    """How a balloon is set and looked at."""
+
+    async def set(self, target_bytes: int) -> None:
+        """Ask the guest for a size."""
+
+    async def actual(self) -> int:
+        """Return the size that the guest says it has."""
+
+
+@dataclass
+class Contestant:
+    """One guest with one kind of balloon.
+
+    Attributes:
+        who: Its name in the results.
+        guest: QEMU and what runs in it.
+        balloon: Its balloon.
+        backend_pid: The process that is the balloon; None if that is QEMU itself.
+    """
+
+    who: str
+    guest: Vm
+    balloon: Balloon
+    backend_pid: int | None
+
+    def host_cpu_seconds(self) -> float:
+        """Return the CPU time spent for the balloon: QEMU's main thread and the backend.
+
+        The threads that run the guest's CPUs are left out: what they do is the guest's work.
+        """
+        pid = self.guest.pid
+        total = cpu_seconds(Path(f"/proc/{pid}/task/{pid}/stat"))
+        if self.backend_pid is not None:
+            total += cpu_seconds(Path(f"/proc/{self.backend_pid}/stat"))
+        return total
+
+    def resident_bytes(self) -> int:
+        """Return how much of the guest's memory the host holds (QEMU's RssShmem)."""
+        return rss_shmem_bytes(self.guest.pid) or 0
+
+
+def cpu_seconds(stat: Path) -> float:
+    """Return user and system time from a `stat` file of procfs (proc(5))."""
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+
+class _BuiltIn:
+    """QEMU's own balloon, through QEMU's QMP."""
+
+    def __init__(self, guest: Vm) -> None:
+        self._guest = guest
+
+    async def set(self, target_bytes: int) -> None:
+        await self._guest.qmp.execute("balloon", {"value": target_bytes})
+
+    async def actual(self) -> int:
+        answer = await self._guest.qmp.execute("query-balloon")
+        return int(answer["actual"]) if isinstance(answer, dict) else 0
+
+
+class _Ours:
+    """Ballast's balloon, through its QMP."""
+
+    def __init__(self, client: qmp.BalloonClient) -> None:
+        self._client = client
+
+    async def set(self, target_bytes: int) -> None:
+        await self._client.execute("balloon", {"value": target_bytes})
+
+    async def actual(self) -> int:
+        answer = await self._client.query("query-balloon")
+        actual = answer["actual"]
+        return actual if isinstance(actual, int) else 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all contestants have in common.
+
+    Attributes:
+        qemu: The QEMU.
+        image: The guest.
+        accelerator: What runs its instructions.
+        memory_bytes: Its RAM.
+        kernel_arguments: More for its kernel.
+        scratch: Where sockets and logs go.
+    """
+
+    qemu: Qemu
+    image: GuestImage
+    accelerator: str
+    memory_bytes: int
+    kernel_arguments: tuple[str, ...]
+    scratch: Path
+
+    def machine(self, name: str, arguments: tuple[str, ...]) -> Machine:
+        """Return a guest with the balloon that `arguments` give it."""
+        directory = self.scratch / name
+        directory.mkdir(exist_ok=True)
+        return Machine(
+            self.qemu.command,
+            self.image,
+            directory,
+            memory_bytes=self.memory_bytes,
+            accelerator=self.accelerator,
+            kernel_arguments=self.kernel_arguments,
+            arguments=arguments,
+        )
+
+
+@contextlib.asynccontextmanager
+async def built_in(setup: Setup) -> AsyncIterator[Contestant]:
+    """Run a guest with QEMU's own balloon."""
+    machine = setup.machine("builtin", ("-device", f"virtio-balloon-pci,id={BALLOON_ID}"))
+    async with Vm(machine) as guest:
+        await guest.wait_ready()
+        yield Contestant("qemu-builtin", guest, _BuiltIn(guest), None)
+        await guest.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def vhost_user(setup: Setup) -> AsyncIterator[Contestant]:
+    """Run a guest with a Ballast balloon in a process of its own.
+
+    Free-page reporting is off on both sides: it would give memory back before the balloon does.
+    """
+    paths = VmPaths("ours", setup.scratch)
+    async with _daemon(paths) as pid:
+        machine = setup.machine("ours", balloon_arguments(paths.vhost_user))
+        async with Vm(machine) as guest:
+            await guest.wait_ready()
+            async with qmp.connect(paths.qmp) as client:
+                yield Contestant("ballast/vhost-user", guest, _Ours(client), pid)
+            await guest.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def _daemon(paths: VmPaths) -> AsyncIterator[int]:
+    """Run `ballast serve` and return its process id."""
+    command = [sys.executable, "-m", "ballast.cli.main", "serve", paths.name]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--no-free-page-reporting",
+        env={**os.environ, "BALLAST_RUNTIME_DIR": str(paths.directory.parent)},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            while not paths.vhost_user.is_socket():
+                if process.returncode is not None:
+                    raise OperatorError(f"`ballast serve` ended with {process.returncode}")
+                await asyncio.sleep(0.02)
+        yield process.pid
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()

@@ -1,0 +1,87 @@
+"""What several commands share: option types, tables, JSON, and shell completion of VM names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ballast.daemon.paths import VmPaths, served_names
+from ballast.daemon.sizes import format_size, parse_size
+from ballast_protocol.errors import OperatorError
+
+console = Console()
+"""Where results go."""
+
+messages = Console(stderr=True)
+"""Where messages and progress go."""
+
+
+def complete_vm(incomplete: str) -> list[str]:
+    """Return the names of served VMs that begin as typed."""
+    return [name for name in served_names() if name.startswith(incomplete)]
+
+
+VmName = Annotated[
+    str, typer.Argument(help="The VM's name.", autocompletion=complete_vm, show_default=False)
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+QemuPath = Annotated[
+    Path | None,
+    typer.Option("--qemu", help="The QEMU to use; otherwise PATH, then Debian's.", dir_okay=False),
+]
+
+
+def size_argument(text: str) -> int:
+    """Parse a size on the command line.
+
+    Raises:
+        typer.BadParameter: It is not a size, which is wrong use.
+    """
+    try:
+        size = parse_size(text)
+    except OperatorError as error:
+        raise typer.BadParameter(f"{error}. {error.hint}") from error
+    if size <= 0:
+        raise typer.BadParameter("a guest needs more than 0 bytes")
+    return size
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON, in one piece and without colours."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def qmp_socket(name: str) -> Path:
+    """Return the QMP socket of a VM."""
+    return VmPaths(name).qmp
+
+
+def size_cell(value: object) -> str:
+    """Return a size for a table; a dash where there is none."""
+    return format_size(value) if isinstance(value, int) else "-"
+
+
+def dig(value: object, *keys: str) -> object:
+    """Return what is at a path of keys in nested mappings, or None."""
+    for key in keys:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the operator asked for.
+
+    Raises:
+        OperatorError: It cannot be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OperatorError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,115 @@
+"""`ballast serve`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ballast.cli.common import size_argument
+from ballast.daemon import config as configuration
+from ballast.daemon.config import VmConfig
+from ballast.daemon.paths import check_name
+from ballast.daemon.serve import serve as serve_vms
+from ballast_protocol.errors import OperatorError
+
+
+def _print_capabilities(value: bool) -> None:
+    """Answer QEMU's convention for back-end programs (docs/interop/vhost-user.json)."""
+    if value:
+        typer.echo(json.dumps({"type": "balloon", "features": []}))
+        raise typer.Exit
+
+
+def serve(
+    vms: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[VM]...", help="Names of the VMs to serve.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="A TOML file with a table [vm.NAME] per VM."),
+    ] = None,
+    target: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument, metavar="SIZE", help="What guests should have at start."
+        ),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument, metavar="SIZE", help="The machine's size, if QEMU does not tell."
+        ),
+    ] = None,
+    deflate_on_oom: Annotated[
+        bool, typer.Option(help="Guests may take memory back before they kill a process.")
+    ] = False,
+    free_page_reporting: Annotated[
+        bool, typer.Option(help="Guests give free memory back on their own.")
+    ] = True,
+    free_page_hint: Annotated[
+        bool, typer.Option(help="Guests can list their free memory on request.")
+    ] = False,
+    stats_polling_interval: Annotated[
+        int, typer.Option(min=0, metavar="SECONDS", help="Poll statistics; 0: on demand only.")
+    ] = 0,
+    socket_path: Annotated[
+        Path | None,
+        typer.Option(help="Where QEMU connects, instead of the runtime directory (one VM)."),
+    ] = None,
+    fd: Annotated[
+        int | None, typer.Option(help="An inherited vhost-user socket, instead of a path (one VM).")
+    ] = None,
+    print_capabilities: Annotated[
+        bool,
+        typer.Option(
+            "--print-capabilities",
+            callback=_print_capabilities,
+            is_eager=True,
+            help="Print what this back-end is, as QEMU's conventions want it, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Serve the balloons of VMs from one process until SIGTERM.
+
+    Each VM has a runtime directory, `/run/ballast/VM` for root and
+    `$XDG_RUNTIME_DIR/ballast/VM` for others, with the socket that QEMU connects to and a
+    QMP socket for operators. `ballast launch VM --print-command` shows the QEMU command
+    line that goes with it.
+    """
+    configs = configuration.load(config) if config else []
+    for name in vms or []:
+        configs.append(
+            VmConfig(
+                name=check_name(name),
+                target=target,
+                memory=memory,
+                deflate_on_oom=deflate_on_oom,
+                free_page_reporting=free_page_reporting,
+                free_page_hint=free_page_hint,
+                stats_polling_interval=stats_polling_interval,
+                socket_path=socket_path,
+                fd=fd,
+            )
+        )
+    _check(configs, single=socket_path is not None or fd is not None)
+    if socket_path is not None and fd is not None:
+        raise typer.BadParameter("--socket-path and --fd exclude each other")
+    # A daemon says what it does, even if nobody asked for more than warnings.
+    logging.getLogger("ballast").setLevel(logging.INFO)
+    asyncio.run(serve_vms(configs))
+
+
+def _check(configs: list[VmConfig], *, single: bool) -> None:
+    names = [each.name for each in configs]
+    if not names:
+        raise typer.BadParameter("name at least one VM, or give --config")
+    if len(set(names)) != len(names):
+        raise OperatorError("a VM is named twice", hint="Each VM needs a name of its own.")
+    if single and len(names) != 1:
+        raise typer.BadParameter("--socket-path and --fd go with exactly one VM")

@@ -1,0 +1,1 @@
+"""`ballast demo`: a stock guest that shrinks and grows, measured from all sides."""
