@@ -1,0 +1,1 @@
+"""Sockets that carry file descriptors, eventfds, and the asyncio around them."""

@@ -1,0 +1,1 @@
+"""The vhost-user shell: sockets, eventfds and ring life cycle around the balloon device."""

@@ -1,0 +1,235 @@
+"""All rings of one vhost-user session: how they are described, started, served and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ballast.balloon.device import BalloonDevice
+from ballast.memory.map import MemoryMap
+from ballast.streams.eventfd import CallFd, KickFd
+from ballast.streams.fds import FdSet
+from ballast.transport.vhost_user.vring import Vring
+from ballast_protocol.errors import GuestError
+from ballast_protocol.vhost_user import events
+from ballast_protocol.virtio.balloon import BalloonQueue
+from ballast_protocol.virtio.features import VirtioFeature
+
+log = logging.getLogger(__name__)
+
+QUEUE_COUNT = len(BalloonQueue)
+
+NO_SHARED_MEMORY = (
+    "QEMU shares no guest memory with us, so no page can be given back: start it with "
+    "-object memory-backend-memfd,id=mem,size=SIZE,share=on and -machine memory-backend=mem"
+)
+
+
+class Rings:
+    """The virtqueues between one front-end and the device.
+
+    Attributes:
+        problem: What keeps the balloon from working, for the operator; empty if nothing does.
+    """
+
+    def __init__(self, device: BalloonDevice) -> None:
+        self.problem = ""
+        self._device = device
+        self._memory = MemoryMap()
+        self._features = 0
+        self._vrings = [Vring(index) for index in range(QUEUE_COUNT)]
+        self._loop = asyncio.get_running_loop()
+
+    # Description -----------------------------------------------------------------------------
+
+    def accept_features(self, accepted: events.SetFeatures) -> None:
+        """Follow what the driver accepted; without bit 30 all rings are enabled at once."""
+        self._features = accepted.virtio_features
+        for vring in self._vrings:
+            vring.state.event_idx = bool(accepted.features & VirtioFeature.EVENT_IDX)
+            vring.state.indirect = bool(accepted.features & VirtioFeature.INDIRECT_DESC)
+            if accepted.enables_all_rings:
+                vring.is_enabled = True
+
+    def let_go(self) -> None:
+        """Hold no guest memory, so that regions can be closed."""
+        for vring in self._vrings:
+            vring.queue.detach()
+
+    def use(self, memory: MemoryMap) -> None:
+        """Go on in another memory map."""
+        self._memory = memory
+        self._device.set_memory(memory)
+        if self._device.is_running:
+            for vring in self._vrings:
+                if vring.is_started and not vring.is_broken:
+                    self._attach(vring)
+
+    def request(self, event: events.Event, fds: FdSet) -> bool:
+        """Serve a request about one ring; return whether it was possible."""
+        match event:
+            case events.SetVringKick(index, has_fd):
+                vring = self._vrings[index]
+                vring.set_kick(self._kick(vring, fds) if has_fd else None)
+                # The descriptor that was in use before may have gone with a kick in it.
+                self._service(vring)
+            case events.SetVringCall(index, has_fd):
+                self._vrings[index].set_call(CallFd(fds.steal()) if has_fd else None)
+            case events.SetVringErr(index, has_fd):
+                self._vrings[index].set_error(CallFd(fds.steal()) if has_fd else None)
+            case events.SetVringEnable(index, enabled):
+                self._enable(self._vrings[index], enabled)
+            case events.SetVringNum(index, num):
+                return self._place(self._vrings[index], "size", num)
+            case events.SetVringBase(index, base):
+                return self._place(self._vrings[index], "next_avail", base & 0xFFFF)
+            case events.SetVringAddr(index) as at:
+                vring = self._vrings[index]
+                return (
+                    self._place(vring, "desc_address", at.descriptor)
+                    and self._place(vring, "avail_address", at.available)
+                    and self._place(vring, "used_address", at.used)
+                )
+            case _:
+                return False
+        return True
+
+    def _kick(self, vring: Vring, fds: FdSet) -> KickFd:
+        kick = KickFd(fds.peek(), lambda: self._kicked(vring))
+        fds.steal()
+        return kick
+
+    def _place(self, vring: Vring, field: str, value: int) -> bool:
+        """Set one property of a ring; on a running ring only what it already is may be repeated.
+
+        QEMU repeats SET_VRING_ADDR on running rings when it switches its dirty log.
+        """
+        if vring.queue.is_attached:
+            return bool(getattr(vring.state, field) == value) or field == "next_avail"
+        setattr(vring.state, field, value)
+        return True
+
+    def _enable(self, vring: Vring, enabled: bool) -> None:
+        vring.is_enabled = enabled
+        if enabled and vring.is_started:
+            self._run(vring)
+
+    # Life cycle ------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a driver is at work and none of its rings is disabled."""
+        started = [vring for vring in self._vrings if vring.is_started]
+        return self._device.is_running and all(vring.is_enabled for vring in started)
+
+    def _begin(self) -> None:
+        """Start the device when its first ring may run: all rings have been described by then."""
+        if self._device.is_running:
+            return
+        features = self._features
+        started = [vring for vring in self._vrings if vring.is_started]
+        marked = [vring for vring in self._vrings if vring.mark is not None]
+        resumes = started == marked and all(vring.looks() == vring.mark for vring in started)
+        fresh = not (resumes and features == self._device.driver_features)
+        log.info("the driver %s, features %#x", "starts" if fresh else "goes on", features)
+        self.problem = ""
+        for vring in self._vrings:
+            vring.mark, vring.is_broken = None, False
+        self._device.start(features, fresh=fresh)
+        for vring in started:
+            if self._attach(vring):
+                vring.queue.adopt_used_index()
+
+    def _attach(self, vring: Vring) -> bool:
+        """Find a ring in guest memory; a ring that is not there breaks down and is reported."""
+        try:
+            vring.queue.attach(self._memory)
+        except GuestError as error:
+            vring.break_down()
+            self._device.metrics.broken_queues += 1
+            reason = f"queue {vring.index} cannot be used: {error}"
+            self.report_problem(reason if self._memory.regions else NO_SHARED_MEMORY)
+            return False
+        return True
+
+    def report_problem(self, text: str) -> None:
+        """Tell the operator what is wrong, loudly and once."""
+        if self.problem != text:
+            self.problem = text
+            log.error("%s", text)
+
+    # Service ---------------------------------------------------------------------------------
+
+    def _kicked(self, vring: Vring) -> None:
+        if vring.is_enabled:
+            self._run(vring)
+
+    def _run(self, vring: Vring) -> None:
+        """Let a ring run: the first one starts the device, others may join it later."""
+        self._begin()
+        if not vring.queue.is_attached and not vring.is_broken and self._attach(vring):
+            vring.queue.adopt_used_index()
+        self._service(vring)
+
+    def _service(self, vring: Vring) -> None:
+        """Serve a slice of a ring's buffers, and come back if there are more."""
+        if not vring.is_active or not self._device.is_running or vring.is_scheduled:
+            return
+        try:
+            done = self._device.process(vring.index, vring.queue, time.time())
+        except GuestError as error:
+            vring.break_down()
+            self._device.metrics.broken_queues += 1
+            self.report_problem(f"the guest broke queue {vring.index}: {error}")
+            return
+        if done.notify:
+            vring.interrupt()
+        if done.more:
+            vring.is_scheduled = True
+            self._loop.call_soon(self._resume_service, vring)
+
+    def _resume_service(self, vring: Vring) -> None:
+        vring.is_scheduled = False
+        self._service(vring)
+
+    def stop(self, index: int) -> int:
+        """Stop a ring and return where it stopped; a held stats buffer is given back unread."""
+        vring = self._vrings[index]
+        is_stats = self._device.role(index) is BalloonQueue.STATS
+        if vring.is_started and is_stats and self._device.statistics.suspend():
+            vring.state.next_avail = (vring.state.next_avail - 1) & 0xFFFF
+        if vring.is_started:
+            vring.mark = vring.looks()
+        vring.stop()
+        if not any(each.is_started for each in self._vrings):
+            self._device.stop()
+        return vring.state.next_avail
+
+    def reset(self) -> None:
+        """Stop all rings; whatever starts next is a new driver."""
+        for vring in self._vrings:
+            vring.stop()
+            vring.mark, vring.is_enabled = None, False
+        self._device.stop()
+
+    def request_statistics(self) -> bool:
+        """Ask the guest for new statistics; return whether it was possible to ask."""
+        if not self.is_running:
+            return False
+        for vring in self._vrings:
+            if vring.is_active and self._device.role(vring.index) is BalloonQueue.STATS:
+                notify = self._device.request_statistics(vring.queue)
+                if notify:
+                    vring.interrupt()
+                return notify is not None
+        return False
+
+    def active(self) -> list[int]:
+        """Return the indices of the rings from which buffers may be taken."""
+        return [vring.index for vring in self._vrings if vring.is_active]
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for vring in self._vrings:
+            vring.close()
