@@ -13,7 +13,7 @@ from rich.table import Table
 from ballast.bench.guest import GuestBench
 from ballast.bench.rows import Row, as_json, machine_facts, summarise
 from ballast.cli.common import QemuPath, console, write_text
-from ballast.daemon.sizes import format_size
+from ballast.sizes import format_size
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import build_guest
 from ballast_images.progress import ConsoleReporter

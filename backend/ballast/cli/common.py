@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ballast.daemon.paths import VmPaths, served_names
-from ballast.daemon.sizes import format_size, parse_size
+from ballast.sizes import format_size, parse_size
 from ballast_protocol.errors import OperatorError
 
 console = Console()

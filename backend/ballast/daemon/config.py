@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.daemon.paths import check_name
-from ballast.daemon.sizes import parse_size
+from ballast.sizes import parse_size
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.virtio.balloon import BalloonFeature
 

@@ -10,9 +10,9 @@ import plotext
 from rich.console import Console
 from rich.table import Table
 
-from ballast.daemon.sizes import format_size
 from ballast.demo.record import Recording
 from ballast.demo.scenario import Step
+from ballast.sizes import format_size
 from ballast_protocol.errors import OperatorError
 
 _MIB = 1 << 20

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 
+from ballast.sizes import format_size
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.qmp import ErrorClass
 from ballast_protocol.virtio.balloon import PAGE_SIZE
@@ -169,11 +170,9 @@ class Progress:
     def __str__(self) -> str:
         if self.actual_bytes is None:
             return "the guest's balloon driver is not active"
-        return f"the guest is at {_mebibytes(self.actual_bytes)} of {_mebibytes(self.wanted_bytes)}"
-
-
-def _mebibytes(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):.10g} MiB"
+        return (
+            f"the guest is at {format_size(self.actual_bytes)} of {format_size(self.wanted_bytes)}"
+        )
 
 
 def _optional_int(status: Mapping[str, object], key: str) -> int | None:
@@ -190,7 +189,7 @@ async def _read_progress(client: BalloonClient, target_bytes: int) -> Progress:
     in_force_bytes = _optional_int(status, "target-bytes")
     if in_force_bytes is not None and abs(in_force_bytes - wanted_bytes) >= _LARGEST_GUEST_PAGE:
         raise OperatorError(
-            f"{client.name}'s target was changed to {_mebibytes(in_force_bytes)} meanwhile",
+            f"{client.name}'s target was changed to {format_size(in_force_bytes)} meanwhile",
             hint="another client or a policy is at work; see `ballast status`",
         )
     return Progress(_optional_int(status, "actual-bytes"), wanted_bytes)

@@ -106,7 +106,7 @@ def test_set_that_is_not_reached_times_out_and_says_how_far_it_got(
     web.follows = False
     result = run("set", "web", "1G", "--wait", "--timeout", "0.2")
     assert isinstance(result.exception, TimedOutError)
-    assert "2048 MiB of 1024 MiB" in str(result.exception)
+    assert "2 GiB of 1 GiB" in str(result.exception)
 
 
 @pytest.mark.parametrize("size", ["1X", "0", "-1G", ""])

@@ -169,7 +169,7 @@ async def test_waiting_in_vain(path: Path, vm: FakeBalloonControl) -> None:
     async with connect(path) as client:
         with pytest.raises(TimedOutError) as caught:
             await wait_for_target(client, 1024 * MIB, 0.1, poll_seconds=0.01)
-    assert str(caught.value) == "vm1: the guest is at 2048 MiB of 1024 MiB after 0.1 s"
+    assert str(caught.value) == "vm1: the guest is at 2 GiB of 1 GiB after 0.1 s"
     assert "still get there" in caught.value.hint
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballast.daemon.sizes import format_size, parse_size
+from ballast.sizes import format_size, parse_size
 from ballast_protocol.errors import OperatorError
 
 GIB = 1 << 30
