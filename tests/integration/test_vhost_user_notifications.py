@@ -10,6 +10,7 @@ import pytest
 
 from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.balloon.hinting import HintState
+from ballast.streams.unix import MessageSocket
 from ballast_protocol.vhost_user.message import ProtocolFeature
 from ballast_protocol.virtio.balloon import BalloonFeature, BalloonQueue, HintCommand
 from support.backend import Backend, backend_at, until
@@ -214,3 +215,25 @@ async def test_a_machine_that_grew_during_a_pause_is_told(
     await machine.resume()
     await machine.frontend.config_changed()
     assert (await machine.config()).num_pages == PAGES
+
+
+async def test_a_front_end_that_never_pauses_is_not_waited_for(
+    backend: Backend, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a notification everything that has arrived is served; this must come to an end."""
+    await machine.start()
+    await machine.config()
+    looks = 0
+
+    def always_more(_socket: MessageSocket) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks < 10_000
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MessageSocket, "has_input", always_more)
+        backend.device.set_target(target(5))
+        await until(lambda: looks > 0)
+    assert looks < 1000
+    assert backend.notifications == {"sent": 0, "cancelled": 0}
+    assert (await machine.config()).num_pages == 5

@@ -63,7 +63,8 @@ def serve(
         typer.Option(help="Where QEMU connects, instead of the runtime directory (one VM)."),
     ] = None,
     fd: Annotated[
-        int | None, typer.Option(help="An inherited vhost-user socket, instead of a path (one VM).")
+        int | None,
+        typer.Option(min=0, help="An inherited vhost-user socket, instead of a path (one VM)."),
     ] = None,
     print_capabilities: Annotated[
         bool,

@@ -94,20 +94,29 @@ async def launch(plan: LaunchPlan) -> int:
         OperatorError: The VM cannot be served, or QEMU cannot be run.
     """
     async with serving([plan.config]):
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *plan.command(), "-run-with", "exit-with-parent=on"
-            )
-        except OSError as error:
-            raise OperatorError(f"cannot run {plan.qemu}: {error.strerror}") from error
-        ended = asyncio.create_task(process.wait())
         stop = asyncio.create_task(stop_signal())
-        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if stop.done():
-            log.warning("%s: ending QEMU", stop.result().name)
-            await _end(process)
-        stop.cancel()
-        return await ended
+        # A signal that comes while QEMU starts must find somebody who listens.
+        await asyncio.sleep(0)
+        try:
+            return await _run(plan, stop)
+        finally:
+            stop.cancel()
+
+
+async def _run(plan: LaunchPlan, stop: asyncio.Task[signal.Signals]) -> int:
+    """Run QEMU to its end, and end it when `stop` says so."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *plan.command(), "-run-with", "exit-with-parent=on"
+        )
+    except OSError as error:
+        raise OperatorError(f"cannot run {plan.qemu}: {error.strerror}") from error
+    ended = asyncio.create_task(process.wait())
+    await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if stop.done():
+        log.warning("%s: ending QEMU", stop.result().name)
+        await _end(process)
+    return await ended
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,12 +51,20 @@ async def stop_signal() -> signal.Signals:
             loop.remove_signal_handler(number)
 
 
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as we may: each region of a guest's memory takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(configs: Iterable[VmConfig]) -> None:
     """Serve VMs until SIGTERM or SIGINT.
 
     Raises:
         OperatorError: A VM cannot be served.
     """
+    allow_open_files()
     async with serving(configs) as machines:
         for machine in machines:
             log.info("%s: waiting for QEMU in %s", machine.name, machine.paths.directory)

@@ -17,6 +17,7 @@ from ballast.guest_link import GuestLink
 from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
 from ballast.qmp.server import QmpServer
+from ballast.streams.unix import clear_stale
 from ballast.transport.vhost_user.server import VhostUserServer
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.virtio.balloon import PAGE_SIZE, PFN_SHIFT, BalloonFeature
@@ -70,6 +71,8 @@ class VirtualMachine:
         self._lock = NameLock(self.paths)
         try:
             await self._transport.start()
+            # The name is ours, so a socket that is still there is that of a process that crashed.
+            clear_stale(self.paths.qmp)
             await self._qmp.start()
             await self.agent.start()
         except BaseException:

@@ -21,8 +21,8 @@ SMALL = 32 * PAGE_SIZE
 SECOND, AFTER_HOLE = SMALL, 4 * SMALL
 HUGE = 2 << 20
 HUGE_PAGES = HUGE // PAGE_SIZE
-SCRATCH = RamBlock(1 << 40, 1 << 17)
-"""Where the buffers are: RAM that no test gives up."""
+SCRATCH = RamBlock(1 << 45, 1 << 17)
+"""Where the buffers are: RAM beyond all that a page number can name."""
 
 
 class Book:

@@ -90,4 +90,4 @@ def test_features_follow_the_options() -> None:
 def test_a_configuration_does_not_change() -> None:
     config = VmConfig(name="a")
     with pytest.raises(ValidationError):
-        config.name = "b"  # type: ignore[misc]
+        config.name = "b"

@@ -117,7 +117,8 @@ def test_a_lock_on_a_file_that_its_holder_just_removed_does_not_count(
     """Opened before the holder's release and locked after it, the file is nobody's any more."""
     paths = VmPaths("vm", tmp_path)
     first = NameLock(paths)
-    real_open, opened = os.open, []
+    real_open = os.open
+    opened: list[int] = []
 
     def open_then_release(path: object, *args: int) -> int:
         fd = real_open(paths.lock, *args)
