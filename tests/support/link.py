@@ -43,14 +43,7 @@ class Link:
 
     async def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send any bytes, with descriptors at the first of them."""
-        loop = asyncio.get_running_loop()
-        sent = 0
-        while fds and not sent:
-            try:
-                sent = socket.send_fds(self.socket, [data], list(fds))
-            except BlockingIOError:
-                await ready(loop.add_writer, loop.remove_writer, self.socket.fileno())
-        await loop.sock_sendall(self.socket, data[sent:])
+        await send_all(self.socket, data, fds)
 
     async def receive(self) -> tuple[Header, bytes]:
         """Read one message of the back-end's on the main connection."""
@@ -92,6 +85,18 @@ class Link:
     async def post(self, request: Request, payload: bytes = b"") -> None:
         """Send a request that nobody answers."""
         await self.send_raw(pack_message(request, payload))
+
+
+async def send_all(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    """Send any bytes, with descriptors at the first of them."""
+    loop = asyncio.get_running_loop()
+    sent = 0
+    while fds and not sent:
+        try:
+            sent = socket.send_fds(sock, [data], list(fds))
+        except BlockingIOError:
+            await ready(loop.add_writer, loop.remove_writer, sock.fileno())
+    await loop.sock_sendall(sock, data[sent:])
 
 
 async def read_exactly(sock: socket.socket, size: int) -> bytes:

@@ -110,14 +110,16 @@ class Targets:
 
 @asynccontextmanager
 async def changing_targets(
-    balloon: VirtualMachine, highest_bytes: int, span_bytes: int
+    balloon: VirtualMachine, highest_bytes: int, span_bytes: int, *, pause_seconds: float = 0.0
 ) -> AsyncIterator[Targets]:
-    """Set another target at each turn of the event loop; at the end, check that the last stands.
+    """Set other targets without end; when the context ends, check that the last one stands.
 
     Args:
         balloon: Whose.
         highest_bytes: The highest target.
         span_bytes: How far below it the others may be.
+        pause_seconds: Between two; by default there is one at each turn of the event loop, which
+            takes a whole processor.
     """
     choose, targets = random.Random(1), Targets()
     is_stopped = False
@@ -128,7 +130,7 @@ async def changing_targets(
             targets.last = highest_bytes - (pages << PFN_SHIFT)
             targets.count += 1
             balloon.set_target(targets.last)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_seconds)
 
     task = asyncio.create_task(change())
     try:

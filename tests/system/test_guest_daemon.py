@@ -1,0 +1,134 @@
+"""The daemon as its own process, driven by the command line, with a guest on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ballast.daemon.paths import VmPaths
+from ballast.daemon.qemu_args import balloon_arguments
+from ballast.qmp import client as qmp
+from ballast_images.guest import GuestImage
+from ballast_images.machine import Machine
+from ballast_images.vm import Vm
+from support.system import GIB, MIB, QUICK_ALLOCATION, eventually
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
+
+NAME = "web1"
+COMMAND = (sys.executable, "-m", "ballast.cli.main")
+
+
+@dataclass
+class Daemon:
+    """`ballast serve`, and the command line beside it.
+
+    Attributes:
+        root: The runtime directory of all VMs.
+        process: The daemon.
+    """
+
+    root: Path
+    process: asyncio.subprocess.Process
+
+    @property
+    def paths(self) -> VmPaths:
+        return VmPaths(NAME, self.root)
+
+    async def ballast(self, *arguments: str, status: int = 0) -> str:
+        """Run a command and return what it printed, after a look at its exit status."""
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *arguments,
+            env=os.environ | {"BALLAST_RUNTIME_DIR": str(self.root)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            printed, complaint = await process.communicate()
+        assert process.returncode == status, complaint.decode()
+        return printed.decode()
+
+    async def json(self, *arguments: str) -> Any:
+        """Run a command with `--json` and return what it printed."""
+        return json.loads(await self.ballast(*arguments, "--json"))
+
+
+@asynccontextmanager
+async def daemon(*options: str) -> AsyncIterator[Daemon]:
+    with tempfile.TemporaryDirectory(prefix="run-") as name:
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, "serve", NAME, *options),
+            env=os.environ | {"BALLAST_RUNTIME_DIR": name},
+        )
+        served = Daemon(Path(name), process)
+        try:
+            await eventually(served.paths.agent.is_socket, "the daemon listens")
+            yield served
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def guest_on(served: Daemon, qemu: Path, image: GuestImage) -> AsyncIterator[Vm]:
+    with tempfile.TemporaryDirectory(prefix="vm-") as directory:
+        machine = Machine(
+            qemu=qemu,
+            image=image,
+            directory=Path(directory),
+            kernel_arguments=(QUICK_ALLOCATION,),
+            agent_socket=served.paths.agent,
+            arguments=balloon_arguments(served.paths.vhost_user),
+        )
+        async with Vm(machine) as vm:
+            await vm.wait_ready()
+            yield vm
+
+
+async def ledger_bytes(client: qmp.BalloonClient) -> int:
+    status: Any = await client.query("ballast-status")
+    return int(status["ledger"]["bytes"])
+
+
+async def test_the_command_line_moves_a_guest_and_sigterm_ends_the_daemon_in_mid_inflate(
+    qemu: Path, image: GuestImage
+) -> None:
+    async with daemon() as served, guest_on(served, qemu, image) as vm:
+        result = await served.json("set", NAME, "1G", "--wait")
+        assert result["actual-bytes"] == GIB
+        status = await served.json("status", NAME)
+        assert status["state"] == "running"
+        assert status["settled"]
+        assert status["ledger"]["bytes"] == GIB
+        assert status["transport"]["connection"]["pid"] == vm.pid
+        assert [each["name"] for each in await served.json("status")] == [NAME]
+        answer = await served.json("stats", NAME)
+        assert 0 < answer["stats"]["stat-total-memory"] < 1.1 * GIB
+        assert "stat-free-memory" in await served.ballast("stats", NAME)
+        assert NAME in await served.ballast("status")
+        await served.ballast("set", NAME, "2G", "--wait")
+        await served.ballast("status", "no-such-vm", status=1)
+        assert vm.status is None, vm.error_text()
+
+        async with qmp.connect(served.paths.qmp) as client:
+            await client.execute("balloon", {"value": 256 * MIB})
+            while (given := await ledger_bytes(client)) < 64 * MIB:
+                pass
+            assert given < GIB
+        served.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            assert await served.process.wait() == 0
+        assert not served.paths.directory.exists()
