@@ -195,15 +195,25 @@ class BalloonDevice:
         that the driver writes, each only at the time when it does: `actual` while the queues run,
         `poison_val` while they do not (Linux writes it before DRIVER_OK).
         """
-        if not self.is_running:
-            self._poison_written = written.poison_val
-            return
-        if written.actual << PFN_SHIFT > max(self.ram_bytes, 0):
+        if self.is_running:
+            self.write_actual(written.actual)
+        else:
+            self.write_poison(written.poison_val)
+
+    def write_actual(self, pages: int) -> None:
+        """Take the balloon's size as the driver says it; only a running driver has one."""
+        if not self.is_running or pages << PFN_SHIFT > self.ram_bytes:
             self.metrics.config_writes_ignored += 1
-            return
-        if written.actual != self.actual_pages:
-            self.actual_pages = written.actual
+        elif pages != self.actual_pages:
+            self.actual_pages = pages
             self._listener.actual_changed()
+
+    def write_poison(self, value: int) -> None:
+        """Take what the driver fills free pages with; it says so before it starts."""
+        if self.is_running:
+            self.metrics.config_writes_ignored += 1
+        else:
+            self._poison_written = value
 
     # Life cycle ------------------------------------------------------------------------------
 

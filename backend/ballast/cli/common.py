@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ballast.daemon.config import Transport, VariantName
 from ballast.daemon.paths import VmPaths, served_names
 from ballast.sizes import format_size, parse_size
 from ballast_protocol.errors import OperatorError
@@ -33,6 +34,21 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines.
 QemuPath = Annotated[
     Path | None,
     typer.Option("--qemu", help="The QEMU to use; otherwise PATH, then Debian's.", dir_okay=False),
+]
+
+
+TransportName = Annotated[
+    Transport, typer.Option("--transport", help="What QEMU speaks to the balloon.")
+]
+Variant = Annotated[
+    VariantName,
+    typer.Option(
+        "--variant",
+        help=(
+            "With vfio-user: msix-mapped is fast and safe from a dead server; intx can be "
+            "hot-unplugged, which QEMU 11.1 does not survive with MSI-X."
+        ),
+    ),
 ]
 
 

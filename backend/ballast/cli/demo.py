@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ballast.cli.common import QemuPath, console, write_text
+from ballast.cli.common import QemuPath, TransportName, Variant, console, write_text
+from ballast.daemon.config import VmConfig
 from ballast.demo import report
 from ballast.demo.run import run_demo
 from ballast_images.progress import ConsoleReporter
@@ -18,6 +19,8 @@ from ballast_protocol.errors import OperatorError
 
 
 def demo(
+    transport: TransportName = "vhost-user",
+    variant: Variant = "msix-mapped",
     qemu: QemuPath = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
@@ -41,6 +44,7 @@ def demo(
         run_demo(
             qemu,
             ConsoleReporter(progress),
+            config=VmConfig(name="demo", transport=transport, variant=variant),
             kernel_arguments=tuple(append.split()),
             show=lambda line: progress.print(line, highlight=False),
         )

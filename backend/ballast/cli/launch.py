@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ballast.cli.common import QemuPath, size_argument
+from ballast.cli.common import QemuPath, TransportName, Variant, size_argument
 from ballast.daemon.config import VmConfig
 from ballast.daemon.launch import LaunchPlan
 from ballast.daemon.launch import launch as launch_vm
@@ -40,6 +40,8 @@ def launch(
     deflate_on_oom: Annotated[
         bool, typer.Option(help="The guest may take memory back before it kills a process.")
     ] = False,
+    transport: TransportName = "vhost-user",
+    variant: Variant = "msix-mapped",
     qemu: QemuPath = None,
     accel: Annotated[
         str, typer.Option(help="kvm, tcg, or auto: kvm if it is proved to work here.")
@@ -59,7 +61,13 @@ def launch(
     arguments = tuple(qemu_arguments or ())
     found = find_qemu(qemu, reporter=reporter)
     plan = LaunchPlan(
-        config=VmConfig(name=check_name(vm), target=target, deflate_on_oom=deflate_on_oom),
+        config=VmConfig(
+            name=check_name(vm),
+            target=target,
+            deflate_on_oom=deflate_on_oom,
+            transport=transport,
+            variant=variant,
+        ),
         qemu=found.command,
         memory_bytes=memory,
         cpus=cpus,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ballast.cli.common import size_argument
+from ballast.cli.common import TransportName, Variant, size_argument
 from ballast.daemon import config as configuration
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import check_name
@@ -58,13 +58,15 @@ def serve(
     stats_polling_interval: Annotated[
         int, typer.Option(min=0, metavar="SECONDS", help="Poll statistics; 0: on demand only.")
     ] = 0,
+    transport: TransportName = "vhost-user",
+    variant: Variant = "msix-mapped",
     socket_path: Annotated[
         Path | None,
         typer.Option(help="Where QEMU connects, instead of the runtime directory (one VM)."),
     ] = None,
     fd: Annotated[
         int | None,
-        typer.Option(min=0, help="An inherited vhost-user socket, instead of a path (one VM)."),
+        typer.Option(min=0, help="An inherited socket, instead of a path (one VM)."),
     ] = None,
     print_capabilities: Annotated[
         bool,
@@ -94,6 +96,8 @@ def serve(
                 free_page_reporting=free_page_reporting,
                 free_page_hint=free_page_hint,
                 stats_polling_interval=stats_polling_interval,
+                transport=transport,
+                variant=variant,
                 socket_path=socket_path,
                 fd=fd,
             )

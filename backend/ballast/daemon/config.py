@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.daemon.paths import check_name
@@ -23,6 +23,13 @@ Size = Annotated[int, BeforeValidator(_size), Field(gt=0, strict=True)]
 """Bytes, as a number or as people write them."""
 
 
+Transport = Literal["vhost-user", "vfio-user"]
+"""What QEMU can speak to the device."""
+
+VariantName = Literal["msix-mapped", "msix", "intx"]
+"""The values of `virtio_pci.layout.Variant`."""
+
+
 class VmConfig(BaseModel):
     """One VM to serve.
 
@@ -34,6 +41,10 @@ class VmConfig(BaseModel):
         free_page_hint: Offer free-page hints, which list free memory without giving it back.
         free_page_reporting: Let the guest's kernel give free memory back on its own.
         stats_polling_interval: Seconds between two polls for statistics; 0 to poll on demand only.
+        transport: What QEMU speaks to the device: vhost-user or vfio-user.
+        variant: With vfio-user, how interrupts and config reads reach the guest. `msix-mapped` is
+            the fastest, and a guest cannot read nonsense from a dead server; `msix` does without
+            the mapped page; `intx` can be unplugged, which QEMU 11.1 does not survive with MSI-X.
         socket_path: Where to listen instead of the runtime directory.
         fd: A socket that was inherited, instead of a path.
     """
@@ -47,8 +58,23 @@ class VmConfig(BaseModel):
     free_page_hint: bool = False
     free_page_reporting: bool = True
     stats_polling_interval: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    transport: Transport = "vhost-user"
+    variant: VariantName = "msix-mapped"
     socket_path: Path | None = None
     fd: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_transport(self) -> VmConfig:
+        """Refuse what is not safe on the transport.
+
+        A guest's config read that a dead server does not answer gives all ones, which a driver that
+        accepted free-page hints takes for the order to hint without end; a mapped page answers by
+        itself.
+        """
+        is_mapped = self.variant == "msix-mapped"
+        if self.free_page_hint and self.transport == "vfio-user" and not is_mapped:
+            raise ValueError("free-page hints over vfio-user need the variant msix-mapped")
+        return self
 
     @property
     def features(self) -> BalloonFeature:

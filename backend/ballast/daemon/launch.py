@@ -7,10 +7,12 @@ import contextlib
 import logging
 import shlex
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ballast.daemon.config import VmConfig
+from ballast.daemon.migration import refuse_migration
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import balloon_arguments
 from ballast.daemon.serve import serving, stop_signal
@@ -55,13 +57,25 @@ class LaunchPlan:
             str(self.qemu),
             *("-name", self.config.name),
             *machine_arguments(self.memory_bytes, self.cpus, self.accelerator),
-            *balloon_arguments(self.config.socket_path or paths.vhost_user),
+            *balloon_arguments(
+                self.config.socket_path or paths.device(self.config.transport),
+                transport=self.config.transport,
+            ),
             *("-device", "virtio-serial-pci"),
             *agent_arguments(paths.agent),
             *("-qmp", f"unix:{qmp},server=on,wait=off"),
             *((*console, *boot_arguments(self.image)) if self.image else ()),
             *self.arguments,
         ]
+
+    def own_arguments(self) -> tuple[str, ...]:
+        """Return what QEMU is told only when it is this process that runs it."""
+        control = str(VmPaths(self.config.name).control).replace(",", ",,")
+        monitor = ("-qmp", f"unix:{control},server=on,wait=off")
+        return (
+            *("-run-with", "exit-with-parent=on"),
+            *(monitor if self.config.transport == "vfio-user" else ()),
+        )
 
     def as_shell(self) -> str:
         """Return the two commands that do the same, to be pasted into two shells."""
@@ -70,6 +84,8 @@ class LaunchPlan:
             serve += ["--target", str(self.config.target)]
         if self.config.deflate_on_oom:
             serve.append("--deflate-on-oom")
+        if self.config.transport == "vfio-user":
+            serve += ["--transport", "vfio-user", "--variant", self.config.variant]
         return f"{shlex.join(serve)}\n{shell_lines(self.command())}"
 
 
@@ -106,17 +122,32 @@ async def launch(plan: LaunchPlan) -> int:
 async def _run(plan: LaunchPlan, stop: asyncio.Task[signal.Signals]) -> int:
     """Run QEMU to its end, and end it when `stop` says so."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *plan.command(), "-run-with", "exit-with-parent=on"
-        )
+        process = await asyncio.create_subprocess_exec(*plan.command(), *plan.own_arguments())
     except OSError as error:
         raise OperatorError(f"cannot run {plan.qemu}: {error.strerror}") from error
     ended = asyncio.create_task(process.wait())
-    await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if stop.done():
-        log.warning("%s: ending QEMU", stop.result().name)
-        await _end(process)
-    return await ended
+    async with _guarding(plan):
+        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            log.warning("%s: ending QEMU", stop.result().name)
+            await _end(process)
+        return await ended
+
+
+@contextlib.asynccontextmanager
+async def _guarding(plan: LaunchPlan) -> AsyncIterator[None]:
+    """Keep a VM whose balloon QEMU would lose from being migrated."""
+    if plan.config.transport != "vfio-user":
+        yield
+        return
+    name = plan.config.name
+    guard = asyncio.create_task(refuse_migration(VmPaths(name).control, name))
+    try:
+        yield
+    finally:
+        guard.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await guard
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -69,6 +69,20 @@ class VmPaths:
         return self.directory / "vhost-user.sock"
 
     @property
+    def vfio_user(self) -> Path:
+        """Where QEMU finds the device as a whole PCI function."""
+        return self.directory / "vfio-user.sock"
+
+    def device(self, transport: str) -> Path:
+        """Return where QEMU finds the device, by the transport's name."""
+        return self.vfio_user if transport == "vfio-user" else self.vhost_user
+
+    @property
+    def control(self) -> Path:
+        """A second QMP monitor of QEMU, for `ballast launch` itself."""
+        return self.directory / "control.sock"
+
+    @property
     def qmp(self) -> Path:
         """Where operators find the balloon's QMP."""
         return self.directory / "qmp.sock"

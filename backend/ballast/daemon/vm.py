@@ -18,7 +18,10 @@ from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
 from ballast.qmp.server import QmpServer
 from ballast.streams.unix import clear_stale
+from ballast.transport.server import DeviceServer
+from ballast.transport.vfio_user.server import VfioUserServer
 from ballast.transport.vhost_user.server import VhostUserServer
+from ballast.virtio_pci.layout import Variant
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.virtio.balloon import PAGE_SIZE, PFN_SHIFT, BalloonFeature
 
@@ -49,8 +52,7 @@ class VirtualMachine:
         self.device = BalloonDevice(
             self, balloon_features=config.features, ram_bytes=config.memory or 0
         )
-        socket_path = None if config.fd is not None else config.socket_path or self.paths.vhost_user
-        self._transport = VhostUserServer(self.device, path=socket_path, fd=config.fd)
+        self._transport = self._make_transport(config)
         self._qmp = QmpServer(self, self.paths.qmp, qmp_version())
         self.agent = GuestLink(self.paths.agent)
         self._polling_interval = config.stats_polling_interval
@@ -59,6 +61,14 @@ class VirtualMachine:
         self._lock: NameLock | None = None
         if config.target is not None:
             self.device.set_target(config.target)
+
+    def _make_transport(self, config: VmConfig) -> DeviceServer:
+        path = None
+        if config.fd is None:
+            path = config.socket_path or self.paths.device(config.transport)
+        if config.transport == "vhost-user":
+            return VhostUserServer(self.device, path=path, fd=config.fd)
+        return VfioUserServer(self.device, path=path, fd=config.fd, variant=Variant(config.variant))
 
     # Life ------------------------------------------------------------------------------------
 
@@ -133,6 +143,7 @@ class VirtualMachine:
     @property
     def actual_bytes(self) -> int | None:
         """The size that the guest says it has, or None until its driver is active."""
+        self._transport.refresh()
         return self.device.actual_bytes
 
     def set_target(self, target_bytes: int) -> None:
@@ -226,6 +237,7 @@ class VirtualMachine:
 
     def status(self) -> dict[str, object]:
         """Return everything there is to know, ready for JSON."""
+        self._transport.refresh()
         device, host = self.device, self.host_memory()
         return {
             "state": self._state(),

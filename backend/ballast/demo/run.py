@@ -30,6 +30,7 @@ async def run_demo(
     qemu_path: Path | None,
     reporter: Reporter,
     *,
+    config: VmConfig,
     kernel_arguments: tuple[str, ...] = (),
     show: Callable[[str], None] = lambda line: None,
 ) -> tuple[DemoResult, Recording]:
@@ -38,6 +39,7 @@ async def run_demo(
     Args:
         qemu_path: The QEMU to use, if not any that is found.
         reporter: Shows what is under way.
+        config: The balloon.
         kernel_arguments: More for the guest's kernel.
         show: Told in a line what will be run.
 
@@ -50,7 +52,7 @@ async def run_demo(
         accel = await asyncio.to_thread(accelerator, qemu)
     show(f"QEMU {qemu.version} with {accel.name} ({accel.reason}), Linux {image.kernel_release}")
     with tempfile.TemporaryDirectory(prefix="ballast-demo-") as scratch:
-        demo = _Demo(qemu, image, accel.name, Path(scratch), kernel_arguments, reporter)
+        demo = _Demo(qemu, image, accel.name, Path(scratch), config, kernel_arguments, reporter)
         story = asyncio.create_task(demo.run())
         stop = asyncio.create_task(stop_signal())
         await asyncio.wait({story, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -71,12 +73,14 @@ class _Demo:
         image: GuestImage,
         accel: str,
         scratch: Path,
+        config: VmConfig,
         kernel_arguments: tuple[str, ...],
         reporter: Reporter,
     ) -> None:
         self._qemu, self._image, self._accel = qemu, image, accel
         self._scratch, self._reporter = scratch, reporter
-        self._vm = VirtualMachine(VmConfig(name="demo"), paths=VmPaths("demo", scratch))
+        self._transport = config.transport
+        self._vm = VirtualMachine(config, paths=VmPaths(config.name, scratch))
         self._machine = Machine(
             qemu.command,
             image,
@@ -85,7 +89,9 @@ class _Demo:
             accelerator=accel,
             kernel_arguments=kernel_arguments,
             agent_socket=self._vm.paths.agent,
-            arguments=balloon_arguments(self._vm.paths.vhost_user),
+            arguments=balloon_arguments(
+                self._vm.paths.device(config.transport), transport=config.transport
+            ),
         )
 
     async def run(self) -> tuple[DemoResult, Recording]:
@@ -113,7 +119,7 @@ class _Demo:
         report = await self._vm.agent.request_report(AGENT_TIMEOUT_SECONDS)
         agent = self._vm.agent.agent
         return DemoResult(
-            transport="vhost-user",
+            transport=self._transport,
             qemu=self._qemu.version,
             kernel=self._image.kernel_release,
             accelerator=self._accel,

@@ -112,6 +112,11 @@ class SplitQueue:
         self.state.next_used = self._used[_INDEX]
         self._signalled = None
 
+    @property
+    def driver_index(self) -> int:
+        """The free-running index up to which the driver has filled its ring."""
+        return self._avail[_INDEX]
+
     def available(self) -> int:
         """Return how many chains the driver has made available.
 

@@ -15,7 +15,7 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ballast.streams.fds import FdSet
@@ -86,16 +86,25 @@ class MessageSocket:
             return True
         return True
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send everything, now or as soon as the peer reads.
+
+        Args:
+            data: The message.
+            fds: Descriptors to go along with its first byte; they stay with the caller.
 
         Raises:
             PeerError: The peer is gone, or has left too many replies unread.
         """
         if not data:
             return
+        if fds and self._outgoing:
+            raise PeerError("replies were left unread, and the next one carries descriptors")
         if not self._outgoing:
-            data = data[self._send_now(data) :]
+            sent = self._send_now(data, fds)
+            if fds and not sent:
+                raise PeerError("replies were left unread, and the next one carries descriptors")
+            data = data[sent:]
         if not data:
             return
         if not self._outgoing:
@@ -104,8 +113,10 @@ class MessageSocket:
         if len(self._outgoing) > MAX_PENDING_BYTES:
             raise PeerError(f"{len(self._outgoing)} bytes of replies were left unread")
 
-    def _send_now(self, data: bytes) -> int:
+    def _send_now(self, data: bytes, fds: Sequence[int]) -> int:
         try:
+            if fds:
+                return socket.send_fds(self._sock, [data], list(fds), socket.MSG_NOSIGNAL)
             return self._sock.send(data, socket.MSG_NOSIGNAL)
         except (BlockingIOError, InterruptedError):
             return 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 
 from ballast.balloon.device import BalloonDevice
 from ballast.memory.map import MemoryMap
 from ballast.streams.eventfd import CallFd, KickFd
 from ballast.streams.fds import FdSet
+from ballast.transport.base import NO_SHARED_MEMORY
+from ballast.transport.slices import SliceServer
 from ballast.transport.vhost_user.vring import Vring
 from ballast_protocol.errors import GuestError
 from ballast_protocol.vhost_user import events
@@ -20,14 +20,9 @@ log = logging.getLogger(__name__)
 
 QUEUE_COUNT = len(BalloonQueue)
 
-NO_SHARED_MEMORY = (
-    "QEMU shares no guest memory with us, so no page can be given back: start it with "
-    "-object memory-backend-memfd,id=mem,size=SIZE,share=on and -machine memory-backend=mem"
-)
-
 
 class Rings:
-    """The virtqueues between one front-end and the device.
+    """The virtqueues between one front-end and the device; implements `slices.RingOwner`.
 
     Attributes:
         problem: What keeps the balloon from working, for the operator; empty if nothing does.
@@ -39,7 +34,7 @@ class Rings:
         self._memory = MemoryMap()
         self._features = 0
         self._vrings = [Vring(index) for index in range(QUEUE_COUNT)]
-        self._loop = asyncio.get_running_loop()
+        self._slices = SliceServer(device, self)
 
     # Description -----------------------------------------------------------------------------
 
@@ -172,26 +167,22 @@ class Rings:
             vring.queue.adopt_used_index()
         self._service(vring)
 
-    def _service(self, vring: Vring) -> None:
-        """Serve a slice of a ring's buffers, and come back if there are more."""
-        if not vring.is_active or not self._device.is_running or vring.is_scheduled:
-            return
-        try:
-            done = self._device.process(vring.index, vring.queue, time.time())
-        except GuestError as error:
-            vring.break_down()
-            self._device.metrics.broken_queues += 1
-            self.report_problem(f"the guest broke queue {vring.index}: {error}")
-            return
-        if done.notify:
-            vring.interrupt()
-        if done.more:
-            vring.is_scheduled = True
-            self._loop.call_soon(self._resume_service, vring)
+    def is_active(self, index: int) -> bool:
+        """Return whether buffers may be taken from a ring now."""
+        return self._device.is_running and self._vrings[index].is_active
 
-    def _resume_service(self, vring: Vring) -> None:
-        vring.is_scheduled = False
-        self._service(vring)
+    def interrupt(self, index: int) -> None:
+        """Notify the driver of used buffers."""
+        self._vrings[index].interrupt()
+
+    def broke(self, index: int, error: GuestError) -> None:
+        """Take nothing more from a ring until the driver starts anew."""
+        self._vrings[index].break_down()
+        self._device.metrics.broken_queues += 1
+        self.report_problem(f"the guest broke queue {index}: {error}")
+
+    def _service(self, vring: Vring) -> None:
+        self._slices.serve(vring.index, vring.queue)
 
     def stop(self, index: int) -> int:
         """Stop a ring and return where it stopped; a held stats buffer is given back unread."""

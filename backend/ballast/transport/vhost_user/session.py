@@ -266,6 +266,9 @@ class Session:
         """Ask the guest for new statistics; return whether it was possible to ask."""
         return self._rings.request_statistics()
 
+    def refresh(self) -> None:
+        """Nothing to do: every write of the guest comes as a message."""
+
     @property
     def problem(self) -> str:
         """What keeps the balloon from working, for the operator; empty if nothing does."""

@@ -51,7 +51,6 @@ class Vring:
         self.is_enabled = False
         self.is_started = False
         self.is_broken = False
-        self.is_scheduled = False
         self.mark: RingMark | None = None
 
     @property

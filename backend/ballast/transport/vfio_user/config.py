@@ -1,0 +1,80 @@
+"""How the balloon's configuration reaches a guest that may have mapped it, and back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ballast.balloon.device import BalloonDevice
+from ballast.transport.vfio_user.page import ConfigPage
+from ballast.virtio_pci.layout import Layout
+from ballast_protocol.errors import InternalError
+
+WATCH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Pauses between looks at the page after a queue was used; then once a second, the last repeats."""
+
+
+class ConfigSharing:
+    """Keeps a mapped configuration page and the device in step; does nothing if none is mapped."""
+
+    def __init__(self, device: BalloonDevice, layout: Layout) -> None:
+        self._device = device
+        self._page = ConfigPage(layout) if layout.mapped is not None else None
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks = 0
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def fd(self) -> int:
+        """The file that the client maps.
+
+        Raises:
+            InternalError: There is none.
+        """
+        if self._page is None:
+            raise InternalError("no part of this function can be mapped")
+        return self._page.fd
+
+    def show(self) -> None:
+        """Let the guest see the fields that the device writes."""
+        if self._page is not None:
+            self._page.show(self._device.config)
+
+    def take(self) -> None:
+        """Take what the guest has written."""
+        if self._page is not None and self._device.is_running:
+            self._device.write_actual(self._page.actual)
+
+    def driver_begins(self) -> None:
+        """Before the device starts: take what a driver writes before it is ready."""
+        if self._page is not None:
+            self._device.write_poison(self._page.poison_val)
+
+    def driver_ends(self) -> None:
+        """After a reset: the next driver has written nothing yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._page is not None:
+            self._page.clear_driver_fields()
+
+    def watch(self) -> None:
+        """Look at the page soon: the driver writes `actual` after it has seen a used buffer."""
+        if self._page is None:
+            return
+        self._looks = 0
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(WATCH_SECONDS[0], self._look)
+
+    def _look(self) -> None:
+        self.take()
+        self._looks = min(self._looks + 1, len(WATCH_SECONDS) - 1)
+        self._timer = self._loop.call_later(WATCH_SECONDS[self._looks], self._look)
+
+    def close(self) -> None:
+        """Stop looking and let go of the page."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._page is not None:
+            self._page.close()
+            self._page = None

@@ -1,0 +1,38 @@
+"""The balloon behind a vfio-user socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from ballast.balloon.device import BalloonDevice
+from ballast.transport.server import DeviceServer
+from ballast.transport.vfio_user.session import Session
+from ballast.virtio_pci.layout import Variant
+
+
+class VfioUserServer(DeviceServer):
+    """Serves a device to one vfio-user client at a time, as a PCI function of the given variant."""
+
+    protocol = "vfio-user"
+
+    def __init__(
+        self,
+        device: BalloonDevice,
+        *,
+        path: Path | None = None,
+        fd: int | None = None,
+        variant: Variant = Variant.MSIX_MAPPED,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(path=path, fd=fd, changed=changed)
+        self._device = device
+        self._variant = variant
+
+    def _open(self, sock: socket.socket, ended: Callable[[str], None]) -> Session:
+        return Session(sock, self._device, variant=self._variant, ended=ended)
+
+    def status(self) -> dict[str, object]:
+        """Return what operators may want to know, ready for JSON."""
+        return {**super().status(), "variant": self._variant.value}

@@ -1,0 +1,342 @@
+"""One vfio-user client's connection: its requests, its memory, and the function in front of it.
+
+A reply goes out before the work that a request causes: QEMU holds its global lock while it waits,
+and a server that worked first would stop the virtual machine for that long. The one exception is
+DMA_UNMAP, whose reply says that the memory is no longer in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+
+from ballast.balloon.device import BalloonDevice
+from ballast.streams.fds import FdSet
+from ballast.streams.unix import MessageSocket, peer_pid
+from ballast.transport.base import NO_SHARED_MEMORY
+from ballast.transport.vfio_user.config import ConfigSharing
+from ballast.transport.vfio_user.irqs import Irqs
+from ballast.transport.vfio_user.memory import DmaMemory
+from ballast.transport.vfio_user.model import BalloonModel, describe
+from ballast.transport.vfio_user.queues import Queues
+from ballast.virtio_pci import effects as pci
+from ballast.virtio_pci.device import VirtioPci
+from ballast.virtio_pci.layout import Variant, make_layout
+from ballast_protocol.errors import GuestError, PeerError
+from ballast_protocol.vfio_user import events
+from ballast_protocol.vfio_user.connection import ServerConnection
+
+log = logging.getLogger(__name__)
+
+MESSAGES_PER_TURN = 64
+"""Messages served before other VMs of the same process get their turn."""
+
+_AVAIL_HEAD_BYTES = 4
+"""Flags and index of an available ring."""
+
+
+class Session:
+    """Serves one connection until it ends.
+
+    Attributes:
+        pid: The client's process, if known.
+        problem: What keeps the balloon from working, for the operator; empty if nothing does.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        device: BalloonDevice,
+        *,
+        variant: Variant,
+        ended: Callable[[str], None],
+    ) -> None:
+        """Take over a connected socket.
+
+        Args:
+            sock: The connection.
+            device: What is behind it.
+            variant: How interrupts and config reads reach the guest.
+            ended: Called once, with a reason, when the connection is over.
+        """
+        self.pid = peer_pid(sock)
+        self.problem = ""
+        self._device = device
+        self._ended = ended
+        model = BalloonModel(device)
+        layout = make_layout(variant, queue_count=model.queue_count, config_size=model.config_size)
+        self._pci = VirtioPci(model, layout)
+        self._connection = ServerConnection(describe(layout))
+        self._memory = DmaMemory()
+        self._irqs = Irqs(self._unmasked)
+        self._queues = Queues(device, interrupt=self._interrupt_queue, problem=self._report_problem)
+        self._config = ConfigSharing(device, layout)
+        self._buffer = bytearray()
+        self._fds = FdSet()
+        self._fds_before = 0
+        self._probe: int | None = None
+        self._is_probed = False
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._socket = MessageSocket(sock, self._readable, lambda error: self._end(str(error)))
+
+    # Messages --------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            if self._is_closed or not self._step():
+                return
+
+    def _step(self) -> bool:
+        """Read the next part of a message and serve it when whole; return whether to go on."""
+        try:
+            wanted = self._connection.bytes_wanted - len(self._buffer)
+            if not self._buffer:
+                self._fds_before = len(self._fds)
+            data = self._socket.receive(wanted, self._fds)
+            if data is None:
+                return False
+            if not data:
+                mid_message = bool(self._buffer) or self._connection.mid_message
+                self._end("in mid-message" if mid_message else "")
+                return False
+            self._buffer += data
+            if len(data) == wanted:
+                unit, self._buffer = bytes(self._buffer), bytearray()
+                arrived = self._connection.receive(unit, len(self._fds) - self._fds_before)
+                if arrived is not None:
+                    self._take(arrived)
+        except PeerError as error:
+            self._end(str(error))
+            return False
+        return True
+
+    def _take(self, arrived: events.Request | events.Completion) -> None:
+        with self._fds:
+            if isinstance(arrived, events.Request):
+                self._serve(arrived)
+            else:
+                self._probed(arrived)
+
+    def _serve(self, request: events.Request) -> None:
+        """Serve one request and answer it, whatever happens: QEMU would wait for its time-out."""
+        try:
+            reply = self._connection.auto_reply(request)
+            if reply is None:
+                self._dispatch(request)
+                return
+        except PeerError:
+            raise
+        except Exception:
+            log.exception("a bug of ours in serving %r", request)
+            reply = self._connection.refuse(request, errno.EIO)
+        if isinstance(request.event, events.Refused):
+            log.info("refused: %s", request.event.reason)
+        self._socket.send(reply)
+
+    def _dispatch(self, request: events.Request) -> None:
+        """Do what a request asks for, and answer it at the right moment."""
+        match request.event:
+            case events.RegionRead(region, offset, count):
+                data = self._pci.read(region, offset, count)
+                self._socket.send(self._connection.reply_data(request, data))
+            case events.RegionWrite() as write:
+                self._write(request, (write,))
+            case events.RegionWriteMulti(writes):
+                self._write(request, writes)
+            case events.DmaMap() | events.DmaUnmap() | events.DmaUnmapAll():
+                self._change_memory(request)
+            case events.GetRegionInfo() | events.GetRegionIoFds():
+                described = self._connection.describe(request)
+                fds = (self._config.fd,) if described.with_fds else ()
+                self._socket.send(described.payload, fds)
+            case events.SetIrqEventfds() as given:
+                self._irqs.set(given, self._fds)
+                self._ack(request)
+            case events.DisableIrqs(index):
+                self._irqs.disable(index)
+                self._ack(request)
+            case events.ActOnIrqs() as asked:
+                self._ack(request)
+                self._irqs.act(asked)
+            case events.DeviceReset():
+                self._ack(request)
+                self._carry_out(self._pci.reset())
+            case _:
+                self._socket.send(self._connection.refuse(request, errno.ENOTSUP))
+
+    def _ack(self, request: events.Request) -> None:
+        self._socket.send(self._connection.ack(request))
+
+    def _write(self, request: events.Request, writes: tuple[events.RegionWrite, ...]) -> None:
+        """Take writes; answer before what they cause is carried out."""
+        effects: pci.Effects = ()
+        for write in writes:
+            effects += self._pci.write(write.region, write.offset, write.data)
+        self._ack(request)
+        self._carry_out(effects)
+
+    # Memory ----------------------------------------------------------------------------------
+
+    def _change_memory(self, request: events.Request) -> None:
+        """Follow a change of the DMA maps. Queues let go first, so that files can be closed."""
+        self._queues.let_go()
+        reply = b""
+        match request.event:
+            case events.DmaMap() as mapped:
+                try:
+                    self._memory.add(mapped, self._fds)
+                    reply = self._connection.ack(request)
+                except PeerError as error:
+                    log.warning("a DMA map cannot be used: %s", error)
+                    reply = self._connection.refuse(request, errno.EINVAL)
+            case events.DmaUnmap(address, size):
+                self._memory.remove(address, size)
+                reply = self._connection.ack(request)
+            case _:
+                self._memory.close()
+                reply = self._connection.ack(request)
+        self._socket.send(reply)
+        self._queues.use(self._memory.map)
+        self._config.show()
+
+    # What the guest does ---------------------------------------------------------------------
+
+    def _carry_out(self, effects: pci.Effects) -> None:
+        """Do what follows from the guest's accesses."""
+        for effect in effects:
+            match effect:
+                case pci.DriverReady(features):
+                    self._start(features)
+                case pci.DeviceReset():
+                    self._stop()
+                case pci.QueueNotified(index):
+                    self._notified(index)
+                case pci.BusMasterChanged(is_enabled) if is_enabled and self._pci.is_running:
+                    self._queues.serve_all()
+                case pci.IntxAsserted():
+                    self._irqs.raise_(pci.Intx())
+                case _:
+                    log.debug("%r", effect)
+
+    def _start(self, features: int) -> None:
+        """A new driver is ready; it may have filled queues before it said so."""
+        log.info("the driver starts, features %#x", features)
+        self.problem = ""
+        self._is_probed = False
+        self._config.driver_begins()
+        self._device.start(features, fresh=True)
+        states = {
+            index: state
+            for index in range(BalloonModel.queue_count)
+            if (state := self._pci.queue_state(index)) is not None
+        }
+        self._queues.start(states)
+        self._queues.serve_all()
+
+    def _stop(self) -> None:
+        """The device was reset, by the driver or with the machine."""
+        self._queues.stop()
+        self._config.driver_ends()
+        if self._device.is_running:
+            log.info("the driver is gone")
+            self._device.stop()
+
+    def _notified(self, index: int) -> None:
+        self._config.take()
+        self._queues.serve(index)
+        self._config.watch()
+        if not self._is_probed:
+            self._is_probed = True
+            self._ask_for_ring(index)
+
+    def _interrupt_queue(self, index: int) -> None:
+        self._irqs.raise_(self._pci.interrupt_for_queue(index))
+
+    def _unmasked(self) -> None:
+        """The client has unmasked INTx: raise it again if there is still a reason."""
+        if self._pci.is_intx_asserted:
+            self._irqs.raise_(pci.Intx())
+
+    # Is the memory really shared? ------------------------------------------------------------
+
+    def _ask_for_ring(self, index: int) -> None:
+        """Read a ring through the client, to see whether ours shows the same memory.
+
+        QEMU passes a file for memory with `share=off` too; it has then private copies of the pages,
+        and ours stay empty.
+        """
+        address = self._queues.driver_ring(index)
+        if address is None:
+            return
+        try:
+            command = self._connection.dma_read(address, _AVAIL_HEAD_BYTES)
+        except (PeerError, GuestError) as error:
+            log.debug("the ring cannot be read through the client: %s", error)
+            return
+        self._probe = index
+        self._socket.send(command.data)
+
+    def _probed(self, completion: events.Completion) -> None:
+        index, self._probe = self._probe, None
+        if index is None or not isinstance(completion, events.DmaReadDone):
+            return
+        if self._queues.looks_empty(index, int.from_bytes(completion.data[2:4], "little")):
+            self._report_problem(NO_SHARED_MEMORY)
+
+    def _report_problem(self, text: str) -> None:
+        """Tell the operator what is wrong, loudly and once."""
+        if not self._memory.map.regions:
+            text = NO_SHARED_MEMORY
+        if self.problem != text:
+            self.problem = text
+            log.error("%s", text)
+
+    # What the daemon asks --------------------------------------------------------------------
+
+    def notify_config(self) -> None:
+        """Have the guest read the config space again."""
+        self._config.show()
+        self._irqs.raise_(self._pci.config_changed())
+
+    def request_statistics(self) -> bool:
+        """Ask the guest for new statistics; return whether it was possible to ask."""
+        return self._queues.request_statistics()
+
+    def refresh(self) -> None:
+        """Take what the guest has written to memory of ours since we last looked."""
+        self._config.take()
+
+    def _end(self, reason: str) -> None:
+        if not self._is_closed:
+            self.close()
+            self._ended(reason)
+
+    def close(self) -> None:
+        """Let go of everything: queues, memory, descriptors, the socket."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._queues.stop()
+        self._config.close()
+        self._device.disconnect()
+        self._memory.close()
+        self._irqs.close()
+        self._fds.close()
+        self._socket.close()
+
+    def status(self) -> dict[str, object]:
+        """Return what operators may want to know of the connection."""
+        return {
+            "pid": self.pid,
+            "running": self._device.is_running,
+            "features": self._pci.features,
+            "device-status": int(self._pci.status),
+            "memory-regions": len(self._memory.map.regions),
+            "queues": self._queues.active(),
+            "ignored-writes": self._pci.ignored_writes,
+            "problem": self.problem,
+        }
