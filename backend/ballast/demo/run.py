@@ -17,6 +17,7 @@ from ballast.demo.report import DemoResult
 from ballast.demo.scenario import GUEST_BYTES, Story
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import GuestImage, build_guest
+from ballast_images.kernel_log import read_complaints
 from ballast_images.machine import Machine
 from ballast_images.progress import Reporter
 from ballast_images.qemu import Qemu, find_qemu
@@ -115,7 +116,6 @@ class _Demo:
 
     async def _conclude(self, guest: Vm, story: Story) -> DemoResult:
         """Ask the guest what it has to say in the end."""
-        log = await guest.shell.run("dmesg -r | grep -E '^<[0-4]>' || true")
         report = await self._vm.agent.request_report(AGENT_TIMEOUT_SECONDS)
         agent = self._vm.agent.agent
         return DemoResult(
@@ -125,7 +125,7 @@ class _Demo:
             accelerator=self._accel,
             steps=story.steps,
             verified_bytes=story.verified_bytes,
-            kernel_warnings=log.stdout.splitlines(),
+            kernel_warnings=await read_complaints(guest.shell),
             agent_version=agent.hello.agent_version if agent else None,
             free_bytes_by_order={
                 str(order): free for order, free in enumerate(report.free_bytes_by_order())
