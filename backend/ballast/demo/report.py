@@ -184,7 +184,7 @@ def save_svg(record: Recording, path: Path) -> None:
         axes.axvline(seconds, color="0.8", linewidth=0.8, zorder=0)
         axes.text(seconds, 0, f" {name}", rotation=90, va="bottom", fontsize=8, color="0.4")
     axes.set(xlabel="seconds", ylabel="MiB", title="The guest's memory", ylim=(0, None))
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=len(_CURVES))
     try:
         figure.savefig(path, format="svg")
     except OSError as error:
