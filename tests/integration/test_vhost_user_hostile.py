@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ballast.transport.vhost_user import server as server_module
+from ballast.transport import server as server_module
 from ballast_protocol.vhost_user.message import (
     Header,
     HeaderFlag,

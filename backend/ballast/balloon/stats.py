@@ -24,12 +24,14 @@ class GuestStatistics:
         last_update: Host time of the last buffer, in whole seconds since 1970; 0 means never.
         held_head: The head of the buffer that the device holds, if it does.
         is_repeat_due: The next buffer is one that was read already, before a pause.
+        updates: How many buffers with new values came; a repeat is not one.
     """
 
     values: dict[int, int] = field(default_factory=dict)
     last_update: int = 0
     held_head: int | None = None
     is_repeat_due: bool = False
+    updates: int = field(default=0, compare=False)
 
     def receive(self, data: bytes, head: int, now: float) -> tuple[int | None, int]:
         """Take a new buffer.
@@ -50,6 +52,7 @@ class GuestStatistics:
         pairs = list(unpack_statistics(data))
         self.values = {tag: value for tag, value in pairs if tag in STATISTIC_BY_TAG}
         self.last_update = int(now)
+        self.updates += 1
         return previous, sum(tag not in STATISTIC_BY_TAG for tag, _ in pairs)
 
     def release(self) -> int | None:

@@ -17,6 +17,9 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 log = logging.getLogger(__name__)
 
 CONNECT_PAUSE_SECONDS = 0.05
+_CAPABILITIES = ("events", "pause-before-switchover")
+"""The second keeps a VM that is small enough from being gone before we can cancel."""
+
 _STARTING = ("setup", "active", "pre-switchover", "device")
 
 
@@ -33,8 +36,8 @@ async def refuse_migration(monitor: Path, vm: str) -> None:
     await _connect(qmp, monitor)
     try:
         with qmp.listener("MIGRATION") as events:
-            capability = {"capability": "events", "state": True}
-            await qmp.execute("migrate-set-capabilities", {"capabilities": [capability]})
+            capabilities = [{"capability": name, "state": True} for name in _CAPABILITIES]
+            await qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
             await _watch(qmp, events, vm)
     except (QMPError, EOFError, OSError):
         log.debug("%s: the monitor is gone", vm)

@@ -114,6 +114,19 @@ def served_names(root: Path | None = None) -> Iterator[str]:
             yield entry.name
 
 
+def _check_owner(directory: Path) -> None:
+    """Refuse a directory of somebody else, who could put sockets of his own into it.
+
+    Raises:
+        OperatorError: It is neither ours nor root's.
+    """
+    if directory.stat().st_uid not in (0, os.geteuid()):
+        raise OperatorError(
+            f"{directory} belongs to another user",
+            hint="Set XDG_RUNTIME_DIR or BALLAST_RUNTIME_DIR to a directory of yours.",
+        )
+
+
 class NameLock:
     """The right to serve a VM's name, held as long as the process lives or until `release`."""
 
@@ -135,6 +148,8 @@ class NameLock:
         paths = self._paths
         try:
             paths.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(paths.directory)
+            _check_owner(paths.directory.parent)
             self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise OperatorError(

@@ -193,11 +193,14 @@ class VirtualMachine:
             raise OperatorError("the guest's balloon driver is not running")
         if not self.device.driver_features & BalloonFeature.STATS_VQ:
             raise OperatorError("the guest's balloon driver does not offer statistics")
-        self._statistics_arrived.clear()
-        self._transport.request_statistics()
+        before = self.device.statistics.updates
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._statistics_arrived.wait()
+                while self.device.statistics.updates == before:
+                    # What arrives right after a pause is the old buffer, read again: ask once more.
+                    self._statistics_arrived.clear()
+                    self._transport.request_statistics()
+                    await self._statistics_arrived.wait()
         except TimeoutError:
             raise TimedOutError(
                 f"the guest sent no statistics within {timeout_seconds:g} s",

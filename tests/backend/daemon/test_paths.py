@@ -141,3 +141,14 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="cannot use the runtime directory") as caught:
         NameLock(VmPaths("vm", tmp_path / "file"))
     assert "BALLAST_RUNTIME_DIR" in caught.value.hint
+
+
+def test_a_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's directory could hold somebody else's sockets."""
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
+    if os.stat(tmp_path).st_uid == 0:
+        os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(OperatorError, match="belongs to another user"):
+        NameLock(VmPaths("vm", tmp_path))

@@ -61,5 +61,7 @@ def describe(layout: Layout) -> Device:
     regions[CONFIG_REGION] = Region(layout.config_space_size)
     irqs = [Irq(0)] * (max(PciIrq) + 1)
     irqs[PciIrq.INTX] = Irq(1, IrqFlag.EVENTFD | IrqFlag.MASKABLE | IrqFlag.AUTOMASKED)
+    # Never raised, which would stop the VM; QEMU warns about a device that cannot.
+    irqs[PciIrq.ERR] = Irq(1)
     irqs[PciIrq.MSIX] = Irq(layout.vectors, IrqFlag.EVENTFD | IrqFlag.NORESIZE)
     return Device(tuple(regions), tuple(irqs), DeviceFlag.PCI | DeviceFlag.RESET)
