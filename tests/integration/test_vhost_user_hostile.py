@@ -29,6 +29,7 @@ from ballast_protocol.vhost_user.message import (
     pack_region_table,
     pack_single_region,
 )
+from ballast_protocol.virtio.balloon import BalloonQueue
 from support.backend import Backend, backend_at, until
 from support.driver import GuestRam, RamBlock
 from support.fds import none_left_open, open_fds
@@ -380,3 +381,20 @@ async def _send_garbage(path: Path, messages: list[bytes], fd_counts: list[int])
             await backend.alone()
             assert backend.device.ram_bytes == 0
     assert not failures
+
+
+async def test_memory_that_is_taken_away_costs_one_connection(
+    backend: Backend, tmp_path: Path
+) -> None:
+    """The file is not sealed and shrinks to nothing under the rings: SIGBUS, if nobody minds."""
+    async with backend_at(tmp_path / "t") as other, machine_at(other.path) as neighbour:
+        await neighbour.start()
+        async with machine_at(backend.path) as machine:
+            await machine.start()
+            machine.queues[BalloonQueue.INFLATE].add_out(b"1234")
+            for item in machine.ram.regions:
+                os.ftruncate(item.fd, 0)
+            machine.frontend.kick(0)
+            await backend.alone()
+        await neighbour.inflate(FREE[0])
+        assert other.held == {FREE[0]}

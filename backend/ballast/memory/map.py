@@ -11,9 +11,10 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from ballast.memory import guard
 from ballast_protocol.errors import AddressError, MalformedError
 
 MAX_REGIONS = 509
@@ -54,6 +55,7 @@ class Region:
         host_page_bytes: The unit in which the file gives memory back (a huge page on hugetlbfs).
         file_id: Device and inode: two regions with the same value share one file.
         view: The region's bytes, writable.
+        on_damage: Told, during an access, that the file has lost pages under the mapping.
     """
 
     def __init__(self, layout: RegionLayout, fd: int) -> None:
@@ -79,11 +81,14 @@ class Region:
         self.fd = fd
         self.host_page_bytes = max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE)
         self.file_id = (status.st_dev, status.st_ino)
+        self.on_damage: Callable[[], None] = lambda: None
+        self._guard = guard.guard(self._mapping, self.host_page_bytes, lambda: self.on_damage())
         self.view = memoryview(self._mapping)
 
     def close(self) -> None:
         """Unmap and close. Every view that was taken of the region must have been released."""
         self.view.release()
+        guard.release(self._guard)
         self._mapping.close()
         os.close(self.fd)
 

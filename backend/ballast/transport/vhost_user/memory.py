@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ballast.memory.map import MemoryMap, Region, RegionLayout
 from ballast.streams.fds import FdSet
 from ballast_protocol.vhost_user.message import MemoryRegion
@@ -14,8 +16,14 @@ class SessionMemory:
         map: The regions as they are now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, damaged: Callable[[], None] = lambda: None) -> None:
+        """Begin without any.
+
+        Args:
+            damaged: Told, during an access, that a region's file has lost pages.
+        """
         self.map = MemoryMap()
+        self._damaged = damaged
 
     def add(self, announced: MemoryRegion, fds: FdSet) -> None:
         """Take one more region and its descriptor.
@@ -23,7 +31,7 @@ class SessionMemory:
         Raises:
             MalformedError: It cannot be mapped, or overlaps another.
         """
-        region = _open(announced, fds)
+        region = self._open(announced, fds)
         try:
             self.map = self.map.with_region(region)
         except Exception:
@@ -48,7 +56,7 @@ class SessionMemory:
         fresh = MemoryMap((), self.map.sequence)
         try:
             for each in announced:
-                region = _open(each, fds)
+                region = self._open(each, fds)
                 try:
                     fresh = fresh.with_region(region)
                 except Exception:
@@ -60,23 +68,23 @@ class SessionMemory:
         old, self.map = self.map, MemoryMap(fresh.regions, self.map.sequence + 1)
         _close_all(old)
 
+    def _open(self, announced: MemoryRegion, fds: FdSet) -> Region:
+        """Map one region; its descriptor leaves the set only when that has worked."""
+        layout = RegionLayout(
+            guest_address=announced.guest_address,
+            size_bytes=announced.size,
+            user_address=announced.user_address,
+            file_offset=announced.mmap_offset,
+        )
+        region = Region(layout, fds.peek())
+        fds.steal()
+        region.on_damage = self._damaged
+        return region
+
     def close(self) -> None:
         """Give everything up."""
         old, self.map = self.map, MemoryMap((), self.map.sequence + 1)
         _close_all(old)
-
-
-def _open(announced: MemoryRegion, fds: FdSet) -> Region:
-    """Map one region; its descriptor leaves the set only when that has worked."""
-    layout = RegionLayout(
-        guest_address=announced.guest_address,
-        size_bytes=announced.size,
-        user_address=announced.user_address,
-        file_offset=announced.mmap_offset,
-    )
-    region = Region(layout, fds.peek())
-    fds.steal()
-    return region
 
 
 def _close_all(memory: MemoryMap) -> None:

@@ -78,7 +78,7 @@ class Session:
             max_mem_slots=MAX_REGIONS,
             config_size=BalloonConfig.SIZE,
         )
-        self._memory = SessionMemory()
+        self._memory = SessionMemory(self._memory_damaged)
         self._rings = Rings(device)
         self._notifier: ConfigNotifier | None = None
         self._wants_notice = False
@@ -273,6 +273,10 @@ class Session:
     def problem(self) -> str:
         """What keeps the balloon from working, for the operator; empty if nothing does."""
         return self._rings.problem
+
+    def _memory_damaged(self) -> None:
+        """The front-end has taken memory away that it still shares; end as soon as that is safe."""
+        self._loop.call_soon(self._end, "its memory file was shrunk, or has no pages left")
 
     def _end(self, reason: str) -> None:
         if not self._is_closed:
