@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ballast.cli import bench, control, demo, doctor, image, launch, serve
+from ballast.daemon.logs import VmNameFilter
 from ballast.daemon.version import ballast_version
 from ballast_protocol.errors import BallastError, OperatorError, TimedOutError
 
@@ -62,6 +63,7 @@ def common(
     handler = RichHandler(
         console=Console(stderr=True), show_path=False, rich_tracebacks=False, markup=False
     )
+    handler.addFilter(VmNameFilter())
     # What it has to say is raised as an error of ours as well.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
     logging.basicConfig(level=level, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])

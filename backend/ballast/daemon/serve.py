@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ballast.daemon.config import VmConfig
+from ballast.daemon.logs import context_of
 from ballast.daemon.vm import VirtualMachine
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ async def serving(configs: Iterable[VmConfig]) -> AsyncIterator[list[VirtualMach
         machines = []
         for config in configs:
             machine = VirtualMachine(config)
-            await machine.start()
+            await asyncio.create_task(machine.start(), context=context_of(machine.name))
             stack.push_async_callback(machine.close)
             machines.append(machine)
         yield machines

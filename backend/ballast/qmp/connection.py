@@ -57,9 +57,9 @@ class Connection:
                 await self._answer()
             await self._finish()
         except TimeoutError:
-            log.warning("%s: QMP client does not read; disconnected", self._context.vm.name)
+            log.warning("QMP client does not read; disconnected")
         except OSError as error:
-            log.debug("%s: QMP client left: %s", self._context.vm.name, error)
+            log.debug("QMP client left: %s", error)
         finally:
             self._writer.transport.abort()
 
@@ -68,7 +68,7 @@ class Connection:
         if not self._session.in_command_mode or self._writer.transport.is_closing():
             return
         if self._writer.transport.get_write_buffer_size() > self._limits.max_unsent_bytes:
-            log.warning("%s: QMP client reads no events; disconnected", self._context.vm.name)
+            log.warning("QMP client reads no events; disconnected")
             self._writer.transport.abort()
             return
         self._writer.write(event)
@@ -107,5 +107,5 @@ class Connection:
             return RefusedError(str(error), hint=error.hint)
         if isinstance(error, BallastError) and not isinstance(error, InternalError):
             return RefusedError(str(error))
-        log.error("%s: %s failed", self._context.vm.name, command.name, exc_info=error)
+        log.error("%s failed", command.name, exc_info=error)
         return RefusedError("internal error", hint="the log of the daemon says more")

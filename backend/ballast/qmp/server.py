@@ -124,7 +124,7 @@ class QmpServer:
     def _forget(self, connection: Connection, done: asyncio.Task[None]) -> None:
         del self._clients[connection]
         if not done.cancelled() and (error := done.exception()) is not None:
-            log.error("%s: QMP client's task failed", self._context.vm.name, exc_info=error)
+            log.error("QMP client's task failed", exc_info=error)
 
     def _broadcast(self, event: bytes) -> None:
         for connection in self._clients:
