@@ -176,6 +176,7 @@ async def test_a_device_is_plugged_in_message_for_message(ram: GuestRam) -> None
             "SetIrqEventfds",
             "DisableIrqs",
             "DeviceReset",
+            "SetIrqEventfds",
         ]
         assert client.msix_size == VECTORS
         assert server.inodes == [os.fstat(item.fd).st_ino for item in ram.regions]

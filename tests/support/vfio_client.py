@@ -133,6 +133,8 @@ class VfioClient(VfioLink):
             await self._look_at_config()
             await self._disable_irqs(PciIrq.INTX)
             await self._reset()
+            if self.config[0x3D]:
+                await self._set_eventfds(PciIrq.INTX, 0, 1)
 
     async def _say_version(self) -> None:
         request = bytes(4) + QEMU_VERSION

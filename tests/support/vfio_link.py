@@ -204,7 +204,8 @@ class VfioLink:
             answer, error = self._access_memory(header, payload)
         flags = HeaderFlag.REPLY | (HeaderFlag.ERROR if error else HeaderFlag.COMMAND)
         message = pack_message(header.message_id, header.command, answer, flags, error)
-        await send_all(self.socket, message)
+        with suppress(OSError):  # a server that is gone needs no answer
+            await send_all(self.socket, message)
 
     def _access_memory(self, header: Header, payload: bytes) -> tuple[bytes, int]:
         if header.command not in (Command.DMA_READ, Command.DMA_WRITE):

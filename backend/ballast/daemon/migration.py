@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
@@ -38,7 +39,7 @@ async def refuse_migration(monitor: Path, vm: str) -> None:
         with qmp.listener("MIGRATION") as events:
             capabilities = [{"capability": name, "state": True} for name in _CAPABILITIES]
             await qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
-            await _watch(qmp, events, vm)
+            await _until_gone(qmp, _watch(qmp, events, vm))
     except (QMPError, EOFError, OSError):
         log.debug("%s: the monitor is gone", vm)
     finally:
@@ -55,6 +56,19 @@ async def _connect(qmp: QMPClient, monitor: Path) -> None:
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)
         else:
             return
+
+
+async def _until_gone(qmp: QMPClient, watch: Coroutine[None, None, None]) -> None:
+    """Run `watch` while the monitor is connected: no listener is told of its end."""
+    watching = asyncio.ensure_future(watch)
+    gone = asyncio.ensure_future(qmp.runstate_changed())
+    try:
+        await asyncio.wait({watching, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+    finally:
+        for task in (watching, gone):
+            task.cancel()
 
 
 async def _watch(qmp: QMPClient, events: EventListener, vm: str) -> None:

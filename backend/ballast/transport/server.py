@@ -114,7 +114,7 @@ class DeviceServer:
         asyncio.get_running_loop().add_reader(listener, self._acceptable)
 
     def _acceptable(self) -> None:
-        """Take a connection; a second one beside a living one is closed at once."""
+        """Take a connection; a second one beside a living one is refused."""
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
@@ -131,12 +131,21 @@ class DeviceServer:
             log.warning(
                 "refused process %s: process %s is connected", peer_pid(sock), self.session.pid
             )
-            sock.close()
+            self._refuse(sock)
             return
         self._serve(sock)
 
+    def _refuse(self, sock: socket.socket) -> None:
+        """Turn away a VMM that comes while another one is served."""
+        sock.close()
+
     def _serve(self, sock: socket.socket) -> None:
-        self.session = self._open(sock, self._ended)
+        try:
+            self.session = self._open(sock, self._ended)
+        except OSError as error:
+            log.error("process %s cannot be served: %s", peer_pid(sock), error)
+            sock.close()
+            return
         log.info("process %s connected", self.session.pid)
         self._changed()
 

@@ -30,7 +30,7 @@ class SliceServer:
     def __init__(self, device: BalloonDevice, owner: RingOwner) -> None:
         self._device = device
         self._owner = owner
-        self._scheduled: set[int] = set()
+        self._scheduled: dict[int, asyncio.Handle] = {}
         self._loop = asyncio.get_running_loop()
 
     def serve(self, index: int, queue: SplitQueue) -> None:
@@ -45,9 +45,14 @@ class SliceServer:
         if done.notify:
             self._owner.interrupt(index)
         if done.more:
-            self._scheduled.add(index)
-            self._loop.call_soon(self._again, index, queue)
+            self._scheduled[index] = self._loop.call_soon(self._again, index, queue)
 
     def _again(self, index: int, queue: SplitQueue) -> None:
-        self._scheduled.discard(index)
+        del self._scheduled[index]
         self.serve(index, queue)
+
+    def forget(self) -> None:
+        """Come back to no ring any more: the queues that were being served are gone."""
+        for handle in self._scheduled.values():
+            handle.cancel()
+        self._scheduled.clear()

@@ -91,3 +91,15 @@ def test_a_configuration_does_not_change() -> None:
     config = VmConfig(name="a")
     with pytest.raises(ValidationError):
         config.name = "b"
+
+
+@pytest.mark.parametrize("variant", ["msix", "intx"])
+def test_hints_over_vfio_user_need_a_mapped_config_space(tmp_path: Path, variant: str) -> None:
+    """A dead server's all ones would be taken for the order to hint without end."""
+    path = tmp_path / "vms.toml"
+    text = '[vm.a]\ntransport = "vfio-user"\nfree-page-hint = true\nvariant = "{}"\n'
+    path.write_text(text.format(variant))
+    with pytest.raises(OperatorError, match="msix-mapped"):
+        load(path)
+    path.write_text(text.format("msix-mapped"))
+    assert load(path)[0].features & BalloonFeature.FREE_PAGE_HINT

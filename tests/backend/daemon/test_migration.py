@@ -1,4 +1,4 @@
-"""A VM with a vfio-user balloon stays where it is, whatever a monitor asks for; with a real QEMU."""
+"""A VM with a vfio-user balloon stays where it is, whatever is asked of a real QEMU."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from ballast.virtio_pci.layout import Layout
 from ballast_protocol.errors import InternalError
 
 WATCH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Pauses between looks at the page after a queue was used; then once a second, the last repeats."""
+"""Pauses between looks at the page after a queue was used; the last one repeats."""
 
 
 class ConfigSharing:
@@ -18,6 +18,7 @@ class ConfigSharing:
 
     def __init__(self, device: BalloonDevice, layout: Layout) -> None:
         self._device = device
+        self._window = layout.mapped
         self._page = ConfigPage(layout) if layout.mapped is not None else None
         self._timer: asyncio.TimerHandle | None = None
         self._looks = 0
@@ -43,6 +44,15 @@ class ConfigSharing:
         """Take what the guest has written."""
         if self._page is not None and self._device.is_running:
             self._device.write_actual(self._page.actual)
+
+    def written(self, region: int, offset: int, data: bytes) -> None:
+        """Keep what the guest has written in a message rather than to the mapped page.
+
+        A guest without MSI-X does: after an interrupt QEMU takes the page away for a while.
+        """
+        window = self._window
+        if self._page is not None and window is not None and window.holds(region, offset):
+            self._page.store(offset - window.offset, data)
 
     def driver_begins(self) -> None:
         """Before the device starts: take what a driver writes before it is ready."""

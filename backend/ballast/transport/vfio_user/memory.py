@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ballast.memory.map import MemoryMap, Region, RegionLayout
 from ballast.streams.fds import FdSet
 from ballast_protocol.vfio_user.events import DmaMap
@@ -22,8 +24,14 @@ class DmaMemory:
         maps_without_file: How many maps of writable memory came without a file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, damaged: Callable[[], None] = lambda: None) -> None:
+        """Begin without any.
+
+        Args:
+            damaged: Told, during an access, that a region's file has lost pages.
+        """
         self.map = MemoryMap()
+        self._damaged = damaged
         self.maps_without_file = 0
 
     def add(self, mapped: DmaMap, fds: FdSet) -> None:
@@ -45,6 +53,7 @@ class DmaMemory:
         )
         region = Region(layout, fds.peek())
         fds.steal()
+        region.on_damage = self._damaged
         try:
             self.map = self.map.with_region(region)
         except Exception:

@@ -10,6 +10,7 @@ whenever somebody asks.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -18,6 +19,8 @@ from ballast_protocol.errors import InternalError
 from ballast_protocol.virtio.balloon import BalloonConfig
 
 _NUM_PAGES, _ACTUAL, _HINT_COMMAND, _POISON = range(4)
+_FIELD_BYTES = 4
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class ConfigPage:
@@ -36,9 +39,15 @@ class ConfigPage:
         window = layout.mapped
         if window is None:
             raise InternalError("no part of this layout can be mapped")
-        self.fd = os.memfd_create("ballast-config", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, layout.bars[window.bar])
-        self._mapping = mmap.mmap(self.fd, window.length, offset=window.offset)
+        self.fd = os.memfd_create("ballast-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, layout.bars[window.bar])
+            # The client gets the file too, and must not be able to take the page from under us.
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+            self._mapping = mmap.mmap(self.fd, window.length, offset=window.offset)
+        except OSError:
+            os.close(self.fd)
+            raise
         # One aligned 32-bit store or load per field: the guest must not see half of a number.
         self._fields = memoryview(self._mapping).cast("I")
 
@@ -46,6 +55,17 @@ class ConfigPage:
         """Show the guest the fields that the device writes; the others are the guest's."""
         self._fields[_NUM_PAGES] = config.num_pages
         self._fields[_HINT_COMMAND] = config.free_page_hint_cmd_id
+
+    def store(self, offset: int, data: bytes) -> None:
+        """Store what the guest wrote in a message; only whole fields that a driver writes count.
+
+        Args:
+            offset: Bytes from the start of the configuration.
+            data: What is written there.
+        """
+        field, remainder = divmod(offset, _FIELD_BYTES)
+        if field in (_ACTUAL, _POISON) and not remainder and len(data) == _FIELD_BYTES:
+            self._fields[field] = int.from_bytes(data, "little")
 
     def clear_driver_fields(self) -> None:
         """Begin with a driver that has written nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -9,11 +10,15 @@ from ballast.balloon.device import BalloonDevice
 from ballast.memory.map import MemoryMap, Piece
 from ballast.queue.split import SplitQueue
 from ballast.queue.state import QueueState
+from ballast.transport.base import NO_SHARED_MEMORY
 from ballast.transport.slices import SliceServer
 from ballast_protocol.errors import GuestError
 from ballast_protocol.virtio.balloon import BalloonQueue
 
 log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.1
+"""How long memory that was taken away may take to come back before the queues go on without it."""
 
 
 def _resolve(memory: MemoryMap, address: int, length: int) -> Piece:
@@ -24,30 +29,45 @@ class Queues:
     """Attaches, serves and releases queues; implements `transport.slices.RingOwner`.
 
     A queue whose memory has been taken away keeps its position: QEMU unmaps and maps all of RAM
-    when the layout of low memory changes, and the driver goes on as if nothing had happened.
+    when the layout of low memory changes, and the driver goes on as if nothing had happened. The
+    pieces come one by one. A ring may be there before a buffer is, and a buffer that is not there
+    would be returned as if it were malformed; so nothing is served before as much memory is back
+    as there was, or it is clear that no more will come.
     """
 
     def __init__(
         self,
         device: BalloonDevice,
         *,
+        may_run: Callable[[], bool],
         interrupt: Callable[[int], None],
-        problem: Callable[[str], None],
+        broke: Callable[[], None],
     ) -> None:
         """Begin without queues.
 
         Args:
             device: What serves them.
+            may_run: Whether the function may touch the guest's memory now.
             interrupt: Notifies the driver of used buffers in a queue.
-            problem: Told what keeps a queue from working.
+            broke: Called when the driver has made a queue unusable.
         """
         self._device = device
+        self._may_run = may_run
         self._interrupt = interrupt
-        self._problem = problem
+        self._broke = broke
         self._memory = MemoryMap()
+        self._whole_bytes = 0
+        self._settling: asyncio.TimerHandle | None = None
         self._queues: dict[int, SplitQueue] = {}
         self._broken: set[int] = set()
+        self._problems: dict[int, str] = {}
         self._slices = SliceServer(device, self)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def problem(self) -> str:
+        """What keeps a queue from working; empty if nothing does."""
+        return next(iter(self._problems.values()), "")
 
     def is_active(self, index: int) -> bool:
         """Return whether buffers may be taken from a queue now."""
@@ -56,7 +76,9 @@ class Queues:
             queue is not None
             and queue.is_attached
             and index not in self._broken
+            and self._settling is None
             and self._device.is_running
+            and self._may_run()
         )
 
     def interrupt(self, index: int) -> None:
@@ -67,29 +89,50 @@ class Queues:
         """Take nothing more from a queue until the driver starts anew."""
         self._broken.add(index)
         self._device.metrics.broken_queues += 1
-        self._problem(f"the guest broke queue {index}: {error}")
+        self._report(index, f"the guest broke queue {index}: {error}")
+        self._broke()
+
+    def _report(self, index: int, text: str) -> None:
+        """Tell the operator what is wrong with a queue, loudly and once."""
+        if text not in self._problems.values():
+            log.error("%s", text)
+        self._problems[index] = text
 
     def start(self, states: dict[int, QueueState]) -> None:
-        """Begin with the queues that a driver has set up."""
+        """Begin with the queues that a driver has set up, and perhaps filled before that."""
         self.stop()
-        self._queues = {index: SplitQueue(state, _resolve) for index, state in states.items()}
-        for index in self._queues:
-            self._attach(index)
+        for index, state in states.items():
+            self.add(index, state)
+
+    def add(self, index: int, state: QueueState) -> None:
+        """Begin with one more queue, into which the driver has put nothing before."""
+        self._queues[index] = SplitQueue(state, _resolve)
+        self._attach(index)
+        self.serve(index)
 
     def _attach(self, index: int) -> None:
-        queue = self._queues[index]
         try:
-            queue.attach(self._memory)
+            self._queues[index].attach(self._memory)
         except GuestError as error:
-            self._problem(f"queue {index} cannot be used: {error}")
-            return
-        queue.adopt_used_index()
+            if self._settling is None:
+                text = f"queue {index} cannot be used: {error}"
+                self._report(index, text if self._memory.regions else NO_SHARED_MEMORY)
+        else:
+            if index not in self._broken:
+                self._problems.pop(index, None)
 
     def stop(self) -> None:
         """Let go of all queues: the driver has reset the device."""
+        self._slices.forget()
         self.let_go()
         self._queues.clear()
         self._broken.clear()
+        self._problems.clear()
+
+    def close(self) -> None:
+        """Let go of all queues for good."""
+        self.stop()
+        self._cancel_settling()
 
     def let_go(self) -> None:
         """Hold no guest memory, so that regions can be closed."""
@@ -100,12 +143,23 @@ class Queues:
         """Go on in another memory map, from which a queue may be missing for a while."""
         self._memory = memory
         self._device.set_memory(memory)
-        for index, queue in self._queues.items():
-            try:
-                queue.attach(memory)
-            except GuestError:
-                log.debug("queue %d is not in the present memory map", index)
-                continue
+        self._cancel_settling()
+        if memory.mapped_bytes() >= self._whole_bytes:
+            self._settle()
+        else:
+            self._settling = self._loop.call_later(SETTLE_SECONDS, self._settle)
+
+    def _cancel_settling(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+
+    def _settle(self) -> None:
+        """Go on with the memory that there is."""
+        self._settling = None
+        self._whole_bytes = self._memory.mapped_bytes()
+        for index in self._queues:
+            self._attach(index)
             self.serve(index)
 
     def serve(self, index: int) -> None:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from ballast.balloon.device import BalloonDevice
 from ballast.transport.server import DeviceServer
+from ballast.transport.vfio_user.refusal import Refusal
 from ballast.transport.vfio_user.session import Session
 from ballast.virtio_pci.layout import Variant
+
+MAX_REFUSALS = 8
+"""Clients that are turned away at the same time; more of them are cut off."""
 
 
 class VfioUserServer(DeviceServer):
@@ -29,9 +33,22 @@ class VfioUserServer(DeviceServer):
         super().__init__(path=path, fd=fd, changed=changed)
         self._device = device
         self._variant = variant
+        self._refusals: set[Refusal] = set()
 
     def _open(self, sock: socket.socket, ended: Callable[[str], None]) -> Session:
         return Session(sock, self._device, variant=self._variant, ended=ended)
+
+    def _refuse(self, sock: socket.socket) -> None:
+        if len(self._refusals) < MAX_REFUSALS:
+            self._refusals.add(Refusal(sock, self._refusals.discard))
+        else:
+            sock.close()
+
+    async def close(self) -> None:
+        """Let go of the VMM, its memory and the socket."""
+        for each in tuple(self._refusals):
+            each.close()
+        await super().close()
 
     def status(self) -> dict[str, object]:
         """Return what operators may want to know, ready for JSON."""

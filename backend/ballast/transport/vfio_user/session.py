@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable
 
 from ballast.balloon.device import BalloonDevice
@@ -28,6 +29,7 @@ from ballast.virtio_pci.layout import Variant, make_layout
 from ballast_protocol.errors import GuestError, PeerError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.connection import ServerConnection
+from ballast_protocol.vfio_user.message import name_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,6 @@ class Session:
 
     Attributes:
         pid: The client's process, if known.
-        problem: What keeps the balloon from working, for the operator; empty if nothing does.
     """
 
     def __init__(
@@ -63,22 +64,32 @@ class Session:
             ended: Called once, with a reason, when the connection is over.
         """
         self.pid = peer_pid(sock)
-        self.problem = ""
         self._device = device
         self._ended = ended
         model = BalloonModel(device)
-        layout = make_layout(variant, queue_count=model.queue_count, config_size=model.config_size)
+        layout = make_layout(
+            variant,
+            queue_count=model.queue_count,
+            config_size=model.config_size,
+            has_function_reset=True,
+        )
         self._pci = VirtioPci(model, layout)
         self._connection = ServerConnection(describe(layout))
-        self._memory = DmaMemory()
+        self._memory = DmaMemory(self._memory_damaged)
         self._irqs = Irqs(self._unmasked)
-        self._queues = Queues(device, interrupt=self._interrupt_queue, problem=self._report_problem)
+        self._queues = Queues(
+            device,
+            may_run=lambda: self._pci.is_running,
+            interrupt=self._interrupt_queue,
+            broke=self._queue_broke,
+        )
         self._config = ConfigSharing(device, layout)
+        self._messages: Counter[str] = Counter()
         self._buffer = bytearray()
         self._fds = FdSet()
         self._fds_before = 0
         self._probe: int | None = None
-        self._is_probed = False
+        self._is_probing = self._is_probed = self._is_private = False
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._socket = MessageSocket(sock, self._readable, lambda error: self._end(str(error)))
@@ -123,6 +134,8 @@ class Session:
 
     def _serve(self, request: events.Request) -> None:
         """Serve one request and answer it, whatever happens: QEMU would wait for its time-out."""
+        is_refused = isinstance(request.event, events.Refused)
+        self._messages["refused" if is_refused else name_of(request.command)] += 1
         try:
             reply = self._connection.auto_reply(request)
             if reply is None:
@@ -132,10 +145,18 @@ class Session:
             raise
         except Exception:
             log.exception("a bug of ours in serving %r", request)
-            reply = self._connection.refuse(request, errno.EIO)
+            reply = self._give_up(request)
         if isinstance(request.event, events.Refused):
             log.info("refused: %s", request.event.reason)
         self._socket.send(reply)
+
+    def _give_up(self, request: events.Request) -> bytes:
+        """Answer a request that we failed to serve, unless that was after the answer."""
+        if not self._connection.pending:
+            return b""
+        if isinstance(request.event, events.DmaUnmap | events.DmaUnmapAll):
+            return self._connection.ack(request)
+        return self._connection.refuse(request, errno.EIO)
 
     def _dispatch(self, request: events.Request) -> None:
         """Do what a request asks for, and answer it at the right moment."""
@@ -154,8 +175,7 @@ class Session:
                 fds = (self._config.fd,) if described.with_fds else ()
                 self._socket.send(described.payload, fds)
             case events.SetIrqEventfds() as given:
-                self._irqs.set(given, self._fds)
-                self._ack(request)
+                self._set_eventfds(request, given)
             case events.DisableIrqs(index):
                 self._irqs.disable(index)
                 self._ack(request)
@@ -168,6 +188,15 @@ class Session:
             case _:
                 self._socket.send(self._connection.refuse(request, errno.ENOTSUP))
 
+    def _set_eventfds(self, request: events.Request, given: events.SetIrqEventfds) -> None:
+        try:
+            self._irqs.set(given, self._fds)
+        except PeerError as error:
+            log.warning("an interrupt's descriptor cannot be used: %s", error)
+            self._socket.send(self._connection.refuse(request, errno.EINVAL))
+        else:
+            self._ack(request)
+
     def _ack(self, request: events.Request) -> None:
         self._socket.send(self._connection.ack(request))
 
@@ -175,7 +204,10 @@ class Session:
         """Take writes; answer before what they cause is carried out."""
         effects: pci.Effects = ()
         for write in writes:
-            effects += self._pci.write(write.region, write.offset, write.data)
+            self._config.written(write.region, write.offset, write.data)
+            caused = self._pci.write(write.region, write.offset, write.data)
+            # What came before a reset must not be done after it.
+            effects = caused if pci.DeviceReset() in caused else effects + caused
         self._ack(request)
         self._carry_out(effects)
 
@@ -184,24 +216,26 @@ class Session:
     def _change_memory(self, request: events.Request) -> None:
         """Follow a change of the DMA maps. Queues let go first, so that files can be closed."""
         self._queues.let_go()
-        reply = b""
+        try:
+            self._socket.send(self._follow(request))
+        finally:
+            self._queues.use(self._memory.map)
+            self._config.show()
+
+    def _follow(self, request: events.Request) -> bytes:
+        """Change the memory, and return the answer."""
         match request.event:
             case events.DmaMap() as mapped:
                 try:
                     self._memory.add(mapped, self._fds)
-                    reply = self._connection.ack(request)
                 except PeerError as error:
                     log.warning("a DMA map cannot be used: %s", error)
-                    reply = self._connection.refuse(request, errno.EINVAL)
+                    return self._connection.refuse(request, errno.EINVAL)
             case events.DmaUnmap(address, size):
                 self._memory.remove(address, size)
-                reply = self._connection.ack(request)
             case _:
                 self._memory.close()
-                reply = self._connection.ack(request)
-        self._socket.send(reply)
-        self._queues.use(self._memory.map)
-        self._config.show()
+        return self._connection.ack(request)
 
     # What the guest does ---------------------------------------------------------------------
 
@@ -215,6 +249,8 @@ class Session:
                     self._stop()
                 case pci.QueueNotified(index):
                     self._notified(index)
+                case pci.QueueEnabled(index) if self._device.is_running:
+                    self._queue_enabled(index)
                 case pci.BusMasterChanged(is_enabled) if is_enabled and self._pci.is_running:
                     self._queues.serve_all()
                 case pci.IntxAsserted():
@@ -225,22 +261,25 @@ class Session:
     def _start(self, features: int) -> None:
         """A new driver is ready; it may have filled queues before it said so."""
         log.info("the driver starts, features %#x", features)
-        self.problem = ""
-        self._is_probed = False
+        self._is_probed = self._is_private = False
         self._config.driver_begins()
         self._device.start(features, fresh=True)
+        self._config.show()
         states = {
             index: state
             for index in range(BalloonModel.queue_count)
             if (state := self._pci.queue_state(index)) is not None
         }
         self._queues.start(states)
-        self._queues.serve_all()
 
     def _stop(self) -> None:
         """The device was reset, by the driver or with the machine."""
         self._queues.stop()
+        self._probe = None
         self._config.driver_ends()
+        if self._device.is_hinting:
+            # Or the next driver takes the order of this round for one to itself.
+            self._device.finish_hinting()
         if self._device.is_running:
             log.info("the driver is gone")
             self._device.stop()
@@ -249,9 +288,18 @@ class Session:
         self._config.take()
         self._queues.serve(index)
         self._config.watch()
-        if not self._is_probed:
-            self._is_probed = True
+        if not self._is_probed and not self._is_probing:
             self._ask_for_ring(index)
+
+    def _queue_enabled(self, index: int) -> None:
+        """A driver at work has set up one more queue."""
+        state = self._pci.queue_state(index)
+        if state is not None:
+            self._queues.add(index, state)
+
+    def _queue_broke(self) -> None:
+        """The device cannot go on with what the driver has done; only a reset helps."""
+        self._irqs.raise_(self._pci.needs_reset())
 
     def _interrupt_queue(self, index: int) -> None:
         self._irqs.raise_(self._pci.interrupt_for_queue(index))
@@ -269,6 +317,7 @@ class Session:
         QEMU passes a file for memory with `share=off` too; it has then private copies of the pages,
         and ours stay empty.
         """
+        self._is_probed = True
         address = self._queues.driver_ring(index)
         if address is None:
             return
@@ -277,23 +326,22 @@ class Session:
         except (PeerError, GuestError) as error:
             log.debug("the ring cannot be read through the client: %s", error)
             return
-        self._probe = index
+        self._probe, self._is_probing = index, True
         self._socket.send(command.data)
 
     def _probed(self, completion: events.Completion) -> None:
-        index, self._probe = self._probe, None
+        index, self._probe, self._is_probing = self._probe, None, False
+        # The driver that was asked about may be gone, and with it what its ring was.
         if index is None or not isinstance(completion, events.DmaReadDone):
             return
         if self._queues.looks_empty(index, int.from_bytes(completion.data[2:4], "little")):
-            self._report_problem(NO_SHARED_MEMORY)
+            self._is_private = True
+            log.error("%s", NO_SHARED_MEMORY)
 
-    def _report_problem(self, text: str) -> None:
-        """Tell the operator what is wrong, loudly and once."""
-        if not self._memory.map.regions:
-            text = NO_SHARED_MEMORY
-        if self.problem != text:
-            self.problem = text
-            log.error("%s", text)
+    @property
+    def problem(self) -> str:
+        """What keeps the balloon from working, for the operator; empty if nothing does."""
+        return NO_SHARED_MEMORY if self._is_private else self._queues.problem
 
     # What the daemon asks --------------------------------------------------------------------
 
@@ -310,6 +358,10 @@ class Session:
         """Take what the guest has written to memory of ours since we last looked."""
         self._config.take()
 
+    def _memory_damaged(self) -> None:
+        """The client has taken memory away that it still shares; end as soon as that is safe."""
+        self._loop.call_soon(self._end, "its memory file was shrunk, or has no pages left")
+
     def _end(self, reason: str) -> None:
         if not self._is_closed:
             self.close()
@@ -320,7 +372,7 @@ class Session:
         if self._is_closed:
             return
         self._is_closed = True
-        self._queues.stop()
+        self._queues.close()
         self._config.close()
         self._device.disconnect()
         self._memory.close()
@@ -337,6 +389,9 @@ class Session:
             "device-status": int(self._pci.status),
             "memory-regions": len(self._memory.map.regions),
             "queues": self._queues.active(),
+            "messages": {
+                name.lower().replace("_", "-"): count for name, count in self._messages.items()
+            },
             "ignored-writes": self._pci.ignored_writes,
             "problem": self.problem,
         }

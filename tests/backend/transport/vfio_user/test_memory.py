@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ballast.streams.fds import FdSet
+from ballast.transport.vfio_user.memory import DmaMemory
+from ballast_protocol.errors import MalformedError
+from ballast_protocol.vfio_user.events import DmaMap
+from ballast_protocol.vfio_user.message import DmaMapFlag
+from support.fds import memory_file, none_left_open
+
+READ, BOTH = DmaMapFlag.READ, DmaMapFlag.READ | DmaMapFlag.WRITE
+PAGE = 4096
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    fd = memory_file(16 * PAGE)
+    yield fd
+    os.close(fd)
+
+
+def add(memory: DmaMemory, file: int | None, mapped: DmaMap) -> None:
+    with FdSet([] if file is None else [os.dup(file)]) as fds:
+        memory.add(mapped, fds)
+
+
+def dma(address: int, pages: int, offset: int = 0, flags: DmaMapFlag = BOTH) -> DmaMap:
+    return DmaMap(address, pages * PAGE, offset, flags, has_fd=True)
+
+
+def test_ram_comes_and_goes(file: int) -> None:
+    with none_left_open():
+        memory = DmaMemory()
+        add(memory, file, dma(0, 8))
+        add(memory, file, dma(1 << 20, 8, 8 * PAGE))
+        os.pwrite(file, b"here", 9 * PAGE)
+        assert memory.map.read((1 << 20) + PAGE, 4) == b"here"
+        assert memory.map.backing_bytes() == 16 * PAGE
+        memory.remove(0, 8 * PAGE)
+        assert [region.layout.guest_address for region in memory.map.regions] == [1 << 20]
+        memory.remove(0, 8 * PAGE)  # a map that was no RAM
+        sequence = memory.map.sequence
+        memory.close()
+        assert memory.map.regions == ()
+        assert memory.map.sequence > sequence
+
+
+def test_what_is_not_the_guests_to_give_is_left_out(file: int) -> None:
+    with none_left_open():
+        memory = DmaMemory()
+        add(memory, file, dma(0, 8, flags=READ))
+        add(memory, file, dma(0, 8, flags=DmaMapFlag.WRITE))
+        add(memory, None, DmaMap(0, PAGE, 0, READ, has_fd=False))
+        assert memory.maps_without_file == 0
+        add(memory, None, DmaMap(0, PAGE, 0, BOTH, has_fd=False))
+        assert memory.maps_without_file == 1
+        assert memory.map.regions == ()
+
+
+@pytest.mark.parametrize(
+    "mapped", [dma(0, 17), dma(0, 1, 16 * PAGE), dma(1, 1), dma(1 << 52, 1), dma(4 * PAGE, 2)]
+)
+def test_what_cannot_be_mapped_leaves_nothing_behind(file: int, mapped: DmaMap) -> None:
+    with none_left_open():
+        memory = DmaMemory()
+        add(memory, file, dma(4 * PAGE, 4))
+        before = memory.map
+        with pytest.raises(MalformedError):
+            add(memory, file, mapped)
+        assert memory.map is before
+        memory.close()
