@@ -15,7 +15,7 @@ from typing import Any
 from qemu.qmp import QMPClient
 
 from ballast.balloon.ranges import Run, merge
-from ballast.daemon.config import VmConfig
+from ballast.daemon.config import Transport, VmConfig
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import BALLOON_ID, balloon_arguments
 from ballast.daemon.vm import VirtualMachine
@@ -88,10 +88,19 @@ async def settle(balloon: VirtualMachine, target_bytes: int) -> None:
 
 async def settled(balloon: VirtualMachine) -> None:
     """Wait until guest and books agree that the target is reached."""
-    device = balloon.device
     await eventually(
-        lambda: device.is_settled and device.pages.ledger.count == device.target_pages,
-        f"the target of {balloon.target_bytes} bytes is reached",
+        lambda: is_settled(balloon), f"the target of {balloon.target_bytes} bytes is reached"
+    )
+
+
+def is_settled(balloon: VirtualMachine) -> bool:
+    """Return whether guest and books agree that the target is reached."""
+    device = balloon.device
+    # Asking for the size has it read from the page that the guest may have written it to.
+    return (
+        balloon.actual_bytes is not None
+        and device.is_settled
+        and device.pages.ledger.count == device.target_pages
     )
 
 
@@ -163,6 +172,19 @@ async def deleting_balloon(qmp: QMPClient) -> AsyncIterator[None]:
                 data: Any = (await events.get())["data"]
                 if data.get("device") == BALLOON_ID:
                     return
+
+
+def transport_of(balloon: VirtualMachine) -> Transport:
+    """Return what is spoken between QEMU and a balloon."""
+    status: Any = balloon.status()["transport"]
+    return "vfio-user" if status["transport"] == "vfio-user" else "vhost-user"
+
+
+def messages(balloon: VirtualMachine) -> dict[str, int]:
+    """Return how many vfio-user messages QEMU has sent on its present connection, by kind."""
+    status: Any = balloon.status()["transport"]
+    counts: dict[str, int] = status["connection"]["messages"]
+    return counts
 
 
 def counter(balloon: VirtualMachine, name: str) -> int:
@@ -240,14 +262,18 @@ class Guest:
 
 def balloon_device(balloon: VirtualMachine, *, bus: str = "") -> tuple[str, ...]:
     """Return QEMU's arguments for a balloon that is served."""
-    return balloon_arguments(balloon.paths.vhost_user, bus=bus)
+    transport = transport_of(balloon)
+    return balloon_arguments(balloon.paths.device(transport), transport=transport, bus=bus)
 
 
-def device_properties(*, bus: str) -> dict[str, object]:
-    """Return the arguments of `device_add` that plug the balloon in again."""
-    text = balloon_arguments(Path("unused"), bus=bus)[-1]
-    driver, *properties = text.split(",")
-    pairs = (each.split("=", 1) for each in properties)
+def device_properties(balloon: VirtualMachine, *, bus: str) -> dict[str, Any]:
+    """Return the arguments of `device_add` that plug a balloon in."""
+    text = balloon_device(balloon, bus=bus)[-1]
+    if text.startswith("{"):
+        properties: dict[str, Any] = json.loads(text)
+        return properties
+    driver, *properties_text = text.split(",")
+    pairs = (each.split("=", 1) for each in properties_text)
     values = {name: int(value) if value.isdecimal() else value for name, value in pairs}
     return {"driver": driver, **values}
 

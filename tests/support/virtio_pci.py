@@ -362,9 +362,13 @@ class BalloonDriver:
         """Wait until the device returns the statistics that it has."""
         await self._returned(BalloonQueue.STATS)
 
+    async def ring(self, role: BalloonQueue) -> None:
+        """Ring a queue's doorbell, whether the device wants to hear it or not."""
+        await self.pci.qtest.write(self._doorbells[role], 2, 0)
+
     async def _kick(self, role: BalloonQueue) -> None:
         if self._queues[role].should_kick():
-            await self.pci.qtest.write(self._doorbells[role], 2, 0)
+            await self.ring(role)
 
     async def _returned(self, role: BalloonQueue) -> None:
         queue, qtest = self._queues[role], self.pci.qtest

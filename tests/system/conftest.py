@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ballast.daemon.config import Transport
 from ballast_images.guest import GuestImage, build_guest
 from ballast_images.qemu import find_qemu
 
@@ -18,3 +19,9 @@ def qemu() -> Path:
 @pytest.fixture(scope="session")
 def image() -> GuestImage:
     return build_guest()
+
+
+@pytest.fixture(params=["vhost-user", "vfio-user"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """What QEMU speaks to the balloon."""
+    return "vfio-user" if request.param == "vfio-user" else "vhost-user"

@@ -1,6 +1,7 @@
 """One stock Linux guest of 2 GiB, from its boot to its death: the tests run in this order on it.
 
-The balloon sits behind a root port, so that it can be unplugged. Each test leaves the guest whole.
+They run over each transport. The balloon sits behind a root port, so that it can be unplugged; over
+vfio-user it is plugged in while the guest runs. Each test leaves the guest whole.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest_asyncio
 
 from ballast.qmp.guest_stats import named_stats
 from ballast_images.guest import GuestImage
+from ballast_images.kernel_log import complaints
 from ballast_protocol.virtio.balloon import STATISTIC_UNSET
 from support.system import (
     GIB,
@@ -48,18 +50,30 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio(l
 
 RAM_BYTES = 2 * GIB
 
-OF_THE_EMULATED_PC = re.compile(
-    r"mtrr: your CPUs|ACPI: IRQ \d+ override|amd_pstate:|tsc: |clocksource: |hrtimer: |perf: "
-)
-"""Warnings that guests on an emulated q35 print whatever devices they have, many by chance."""
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guest(qemu: Path, image: GuestImage) -> AsyncIterator[Guest]:
-    async with served() as balloon:
-        device = (*ROOT_PORT, *balloon_device(balloon, bus="rp0"))
-        async with booted(qemu, image, balloon, memory_bytes=RAM_BYTES, arguments=device) as guest:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["vhost-user", "vfio-user"])
+async def guest(
+    request: pytest.FixtureRequest, qemu: Path, image: GuestImage
+) -> AsyncIterator[Guest]:
+    is_plugged_later = request.param == "vfio-user"
+    async with served(transport=request.param) as balloon:
+        device = () if is_plugged_later else balloon_device(balloon, bus="rp0")
+        arguments = (*ROOT_PORT, *device)
+        async with booted(
+            qemu, image, balloon, memory_bytes=RAM_BYTES, arguments=arguments
+        ) as guest:
+            if is_plugged_later:
+                await plug(guest)
             yield guest
+
+
+only_vhost_user = pytest.mark.parametrize("guest", ["vhost-user"], indirect=True)
+
+
+async def plug(guest: Guest) -> None:
+    """Put the balloon into its root port, and wait until the guest's driver has it."""
+    await guest.vm.qmp.execute("device_add", device_properties(guest.balloon, bus="rp0"))
+    await eventually(lambda: guest.balloon.device.is_running, "the driver starts")
 
 
 def storm(guest: Guest) -> AbstractAsyncContextManager[Targets]:
@@ -67,8 +81,7 @@ def storm(guest: Guest) -> AbstractAsyncContextManager[Targets]:
 
 
 async def assert_no_warnings(guest: Guest) -> None:
-    lines = (await guest.warnings()).splitlines()
-    assert [line for line in lines if not OF_THE_EMULATED_PC.search(line)] == []
+    assert complaints(await guest.warnings()) == []
 
 
 async def test_the_stock_driver_binds_without_a_warning(guest: Guest) -> None:
@@ -166,6 +179,7 @@ async def test_targets_without_pause_while_stopped_and_continued(guest: Guest) -
     await guest.assert_well()
 
 
+@only_vhost_user
 async def test_a_target_set_during_a_pause_is_reached_after_it(guest: Guest) -> None:
     await guest.vm.qmp.execute("stop")
     await eventually(lambda: not guest.balloon.device.is_running, "the pause arrives")
@@ -183,6 +197,7 @@ async def test_a_target_above_the_ram_means_all_of_it(guest: Guest) -> None:
     await guest.assert_well()
 
 
+@only_vhost_user
 async def test_targets_without_pause_while_dirty_pages_are_logged(guest: Guest) -> None:
     async with storm(guest):
         await log_dirty_pages(guest.vm.qmp)
@@ -203,13 +218,13 @@ async def test_targets_without_pause_while_the_driver_is_unbound_and_bound(guest
     await assert_no_warnings(guest)
 
 
+@only_vhost_user
 async def test_targets_without_pause_while_unplugged_and_plugged_in(guest: Guest) -> None:
     async with storm(guest):
         for _ in range(3):
             async with deleting_balloon(guest.vm.qmp):
                 pass
-            await guest.vm.qmp.execute("device_add", device_properties(bus="rp0"))
-            await eventually(lambda: guest.balloon.device.is_running, "the driver starts")
+            await plug(guest)
     await settled(guest.balloon)
     await guest.assert_well()
     await assert_no_warnings(guest)

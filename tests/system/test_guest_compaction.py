@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ballast.daemon.config import Transport
 from ballast_images.guest import GuestImage
 from support.system import (
     MIB,
@@ -85,14 +86,17 @@ async def compact(
 
 
 async def test_the_books_follow_every_page_that_compaction_moves(
-    qemu: Path, image: GuestImage
+    qemu: Path, image: GuestImage, transport: Transport
 ) -> None:
     def small_changes() -> AbstractAsyncContextManager[Targets]:
         # Not without pause: no page is moved while the driver is inflating or deflating.
         highest, span = RAM_BYTES - BALLOON_BYTES, 2 * MIB
         return changing_targets(balloon, highest, span, pause_seconds=0.05)
 
-    async with served() as balloon, booted(qemu, image, balloon, memory_bytes=RAM_BYTES) as guest:
+    async with (
+        served(transport=transport) as balloon,
+        booted(qemu, image, balloon, memory_bytes=RAM_BYTES) as guest,
+    ):
         await compact(guest, 1000, nullcontext)
         await guest.run(f"{CHECKING} >/tmp/checked 2>&1 &")
         await compact(guest, 200, small_changes)

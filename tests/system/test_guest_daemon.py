@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ballast.daemon.config import Transport
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import balloon_arguments
 from ballast.qmp import client as qmp
@@ -27,6 +28,7 @@ from support.system import GIB, MIB, QUICK_ALLOCATION, eventually
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
 
 NAME = "web1"
+ALL_ONES = 0xFFFFFFFF
 COMMAND = (sys.executable, "-m", "ballast.cli.main")
 
 
@@ -83,15 +85,24 @@ async def daemon(*options: str) -> AsyncIterator[Daemon]:
 
 
 @asynccontextmanager
-async def guest_on(served: Daemon, qemu: Path, image: GuestImage) -> AsyncIterator[Vm]:
+async def guest_on(
+    served: Daemon,
+    qemu: Path,
+    image: GuestImage,
+    *,
+    transport: Transport = "vhost-user",
+    memory_bytes: int = 2 * GIB,
+    kernel_arguments: tuple[str, ...] = (),
+) -> AsyncIterator[Vm]:
     with tempfile.TemporaryDirectory(prefix="vm-") as directory:
         machine = Machine(
             qemu=qemu,
             image=image,
             directory=Path(directory),
-            kernel_arguments=(QUICK_ALLOCATION,),
+            memory_bytes=memory_bytes,
+            kernel_arguments=(QUICK_ALLOCATION, *kernel_arguments),
             agent_socket=served.paths.agent,
-            arguments=balloon_arguments(served.paths.vhost_user),
+            arguments=balloon_arguments(served.paths.device(transport), transport=transport),
         )
         async with Vm(machine) as vm:
             await vm.wait_ready()
@@ -132,3 +143,65 @@ async def test_the_command_line_moves_a_guest_and_sigterm_ends_the_daemon_in_mid
         async with asyncio.timeout(5):
             assert await served.process.wait() == 0
         assert not served.paths.directory.exists()
+
+
+READ_REGISTERS = """
+import glob, json, mmap, os, struct
+(device,) = {os.path.realpath(f"{name}/../..")
+             for name in glob.glob("/sys/bus/virtio/drivers/virtio_balloon/virtio*/features")}
+descriptor = os.open(f"{device}/resource0", os.O_RDWR | os.O_SYNC)
+bar = memoryview(mmap.mmap(descriptor, 0x4000)).cast("I")
+print(json.dumps({"feature": bar[1], "num_pages": bar[0x2000 // 4], "actual": bar[0x2004 // 4]}))
+"""
+"""Reads registers as the guest's kernel would: `device_feature`, for which QEMU asks the server,
+and the config page, which is mapped."""
+
+
+async def read_registers(vm: Vm) -> Any:
+    result = await vm.shell.run(["python3", "-"], stdin=READ_REGISTERS)
+    return result.json()
+
+
+async def free_bytes(vm: Vm) -> int:
+    return int((await vm.shell.run("memtool meminfo")).json()["MemFree"])
+
+
+async def test_a_guest_whose_vfio_user_server_dies_keeps_its_memory_and_powers_off(
+    qemu: Path, image: GuestImage
+) -> None:
+    """What QEMU 11.1 does then: it says that it has read the connection's end, and goes on.
+
+    Each access to a register that is not mapped fails, and reads as all ones. So does `num_pages`
+    where the config page is not mapped, and the balloon driver would give up all memory. QEMU never
+    connects again; it aborts when memory is next mapped, which firmware does at each boot ("vfio:
+    DMA mapping failed, unable to continue"). Powering off is the way out. All this holds if QEMU
+    was not waiting for an answer just then, for if it was it aborts at once.
+    """
+    async with (
+        daemon("--transport", "vfio-user") as served,
+        guest_on(
+            *(served, qemu, image),
+            transport="vfio-user",
+            memory_bytes=512 * MIB,
+            # Lets the guest's root map registers that a driver has claimed.
+            kernel_arguments=("iomem=relaxed",),
+        ) as vm,
+    ):
+        await served.ballast("set", NAME, "384M", "--wait")
+        balloon_pages = 128 * MIB // 4096
+        before = await read_registers(vm)
+        assert before["num_pages"] == before["actual"] == balloon_pages
+        assert before["feature"] != ALL_ONES
+
+        served.process.kill()
+        await served.process.wait()
+        await eventually(lambda: "EOF" in vm.error_text(), "QEMU sees the end")
+        after = await read_registers(vm)
+        assert after == {**before, "feature": ALL_ONES}
+        free = await free_bytes(vm)
+        await vm.shell.run(f"memtool fill --bytes {150 * MIB}", timeout_s=100)
+        assert await free_bytes(vm) > free - 32 * MIB
+        assert await read_registers(vm) == after
+        vm.shell.post(["poweroff", "-f"])
+        async with asyncio.timeout(20):
+            assert await vm.wait_ended() == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ballast.balloon.hinting import HintState
+from ballast.daemon.config import Transport
 from ballast_protocol.virtio.balloon import BalloonFeature, BalloonQueue
 from support.driver import PAGE_SIZE, Segment
 from support.system import (
@@ -29,8 +30,8 @@ RAM_BYTES = 256 * MIB
 
 
 @pytest.fixture
-async def running(qemu: Path) -> AsyncIterator[Bench]:
-    async with served() as balloon, bench(qemu, balloon) as machine:
+async def running(qemu: Path, transport: Transport) -> AsyncIterator[Bench]:
+    async with served(transport=transport) as balloon, bench(qemu, balloon) as machine:
         await machine.driver.start()
         yield machine
         await machine.qtest.assert_alive()
@@ -107,9 +108,14 @@ async def test_reported_memory_is_freed(running: Bench) -> None:
     assert running.balloon.ledger_runs() == []
 
 
-async def test_a_guest_that_fills_free_pages_with_a_pattern_keeps_them(qemu: Path) -> None:
+async def test_a_guest_that_fills_free_pages_with_a_pattern_keeps_them(
+    qemu: Path, transport: Transport
+) -> None:
     features = LINUX_FEATURES | BalloonFeature.PAGE_POISON
-    async with served() as balloon, bench(qemu, balloon, features=features) as machine:
+    async with (
+        served(transport=transport) as balloon,
+        bench(qemu, balloon, features=features) as machine,
+    ):
         await machine.driver.start(poison=0xAAAAAAAA)
         machine.ram.fill(0xAA)
         await machine.driver.report(Segment(64 * MIB, 4 * MIB))
@@ -123,8 +129,11 @@ async def test_a_guest_that_fills_free_pages_with_a_pattern_keeps_them(qemu: Pat
         await machine.qtest.assert_alive()
 
 
-async def test_all_five_queues_and_a_round_of_hints(qemu: Path) -> None:
-    async with served(free_page_hint=True) as balloon, bench(qemu, balloon) as machine:
+async def test_all_five_queues_and_a_round_of_hints(qemu: Path, transport: Transport) -> None:
+    async with (
+        served(transport=transport, free_page_hint=True) as balloon,
+        bench(qemu, balloon) as machine,
+    ):
         driver = machine.driver
         await driver.start()
         assert driver.features & BalloonFeature.FREE_PAGE_HINT
@@ -148,9 +157,12 @@ async def test_all_five_queues_and_a_round_of_hints(qemu: Path) -> None:
         await machine.qtest.assert_alive()
 
 
-async def test_a_queue_without_its_feature_takes_no_index(qemu: Path) -> None:
+async def test_a_queue_without_its_feature_takes_no_index(qemu: Path, transport: Transport) -> None:
     features = LINUX_FEATURES & ~int(BalloonFeature.STATS_VQ)
-    async with served() as balloon, bench(qemu, balloon, features=features) as machine:
+    async with (
+        served(transport=transport) as balloon,
+        bench(qemu, balloon, features=features) as machine,
+    ):
         await machine.driver.start()
         machine.ram.fill()
         await machine.driver.report(Segment(64 * MIB, 4 * MIB))
@@ -159,9 +171,14 @@ async def test_a_queue_without_its_feature_takes_no_index(qemu: Path) -> None:
         await machine.qtest.assert_alive()
 
 
-async def test_a_target_that_waits_for_the_driver_is_obeyed_at_its_start(qemu: Path) -> None:
+async def test_a_target_that_waits_for_the_driver_is_obeyed_at_its_start(
+    qemu: Path, transport: Transport
+) -> None:
     target = RAM_BYTES - 32 * MIB
-    async with served(target=target) as balloon, bench(qemu, balloon) as machine:
+    async with (
+        served(transport=transport, target=target) as balloon,
+        bench(qemu, balloon) as machine,
+    ):
         await machine.driver.start()
         async with machine.driver.obeying():
             await settled(balloon)

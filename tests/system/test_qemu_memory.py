@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from qemu.qmp import ExecuteError
 
+from ballast.daemon.config import Transport
 from ballast.daemon.vm import VirtualMachine
 from ballast_protocol.errors import OperatorError
+from ballast_protocol.virtio.balloon import BalloonQueue
 from support.driver import PAGE_SIZE, Segment
-from support.qtest import SHARED_MEMORY, SharedRam, machine_arguments, running_qtest
+from support.qtest import (
+    SCRATCH_ADDRESS,
+    SHARED_MEMORY,
+    Qtest,
+    SharedRam,
+    machine_arguments,
+    running_qtest,
+)
 from support.system import (
     MIB,
     allocated_bytes,
     balloon_device,
     bench,
+    device_properties,
     eventually,
     served,
     settle,
@@ -27,6 +39,11 @@ from support.virtio_pci import BalloonDriver, VirtioPci
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600), pytest.mark.asyncio]
 
 RAM_BYTES = 256 * MIB
+RINGS_BYTES = 4 * MIB
+"""More than a driver's rings and buffers take."""
+
+PIECE_BYTES = 64 << 10
+
 HOT_PLUG_BASE = 1 << 32
 """Where a q35 with less than 2 GiB puts its first DIMM."""
 
@@ -37,15 +54,18 @@ HOT_PLUG_BASE = 1 << 32
     ids=["share=off", "no backend"],
 )
 async def test_memory_that_is_not_shared_is_the_first_thing_an_operator_reads(
-    qemu: Path, memory: str
+    qemu: Path, transport: Transport, memory: str
 ) -> None:
     own = os.memfd_create("unseen by QEMU", os.MFD_CLOEXEC)
     os.ftruncate(own, RAM_BYTES)
-    async with served() as balloon:
+    async with served(transport=transport) as balloon:
         arguments = (*machine_arguments(RAM_BYTES, memory), *balloon_device(balloon))
         async with running_qtest(qemu, *arguments) as qtest:
             with SharedRam(own) as ram:
-                await BalloonDriver(await VirtioPci.find(qtest), ram).start()
+                driver = BalloonDriver(await VirtioPci.find(qtest), ram)
+                await driver.start()
+                await show_rings(qtest, ram)
+                await driver.ring(BalloonQueue.STATS)
             await eventually(lambda: balloon.status()["problem"] != "", "the problem is seen")
             problem = str(balloon.status()["problem"])
             assert "share=on" in problem
@@ -55,6 +75,13 @@ async def test_memory_that_is_not_shared_is_the_first_thing_an_operator_reads(
             await qtest.assert_alive()
         await eventually(lambda: balloon.vmm_pid is None, "QEMU's end is seen")
         assert balloon.status()["problem"] == ""
+
+
+async def show_rings(qtest: Qtest, ram: SharedRam) -> None:
+    """Write what a driver has prepared into the memory that QEMU keeps to itself."""
+    for start in range(SCRATCH_ADDRESS, SCRATCH_ADDRESS + RINGS_BYTES, PIECE_BYTES):
+        data = base64.b64encode(ram.read(start, PIECE_BYTES)).decode()
+        await qtest.command(f"b64write {start:#x} {PIECE_BYTES:#x} {data}")
 
 
 async def kill_in_mid_inflate(qemu: Path, balloon: VirtualMachine, target_bytes: int) -> None:
@@ -68,9 +95,9 @@ async def kill_in_mid_inflate(qemu: Path, balloon: VirtualMachine, target_bytes:
             await eventually(lambda: balloon.vmm_pid is None, "the end is seen")
 
 
-async def test_a_killed_qemu_makes_room_for_the_next_one(qemu: Path) -> None:
+async def test_a_killed_qemu_makes_room_for_the_next_one(qemu: Path, transport: Transport) -> None:
     target = RAM_BYTES // 2
-    async with served() as balloon:
+    async with served(transport=transport) as balloon:
         for _ in range(3):
             with pytest.raises(OperatorError, match=r"QEMU (ended with -9|is gone)"):
                 await kill_in_mid_inflate(qemu, balloon, target)
@@ -85,8 +112,10 @@ async def test_a_killed_qemu_makes_room_for_the_next_one(qemu: Path) -> None:
             await machine.assert_exact()
 
 
-async def test_a_second_qemu_on_the_same_socket_does_not_disturb_the_first(qemu: Path) -> None:
-    async with served() as balloon, bench(qemu, balloon) as machine:
+async def test_a_second_qemu_on_the_same_socket_does_not_disturb_the_first(
+    qemu: Path, transport: Transport
+) -> None:
+    async with served(transport=transport) as balloon, bench(qemu, balloon) as machine:
         await machine.driver.start()
         with pytest.raises(OperatorError, match="QEMU ended with 1"):
             async with bench(qemu, balloon):
@@ -96,9 +125,25 @@ async def test_a_second_qemu_on_the_same_socket_does_not_disturb_the_first(qemu:
         await machine.assert_exact()
 
 
-async def test_plugged_in_memory_counts_and_can_be_given_back(qemu: Path) -> None:
+async def test_a_second_device_on_the_same_socket_does_not_kill_a_running_machine(
+    qemu: Path,
+) -> None:
+    port = ("-device", "pcie-root-port,id=rp1,bus=pcie.0,addr=6,chassis=2,slot=2")
+    async with served(transport="vfio-user") as balloon, bench(qemu, balloon, *port) as machine:
+        await machine.driver.start()
+        second = {**device_properties(balloon, bus="rp1"), "id": "second"}
+        with pytest.raises(ExecuteError, match="busy"):
+            await machine.qtest.qmp.execute("device_add", second)
+        async with machine.driver.obeying():
+            await settle(balloon, RAM_BYTES // 2)
+        await machine.assert_exact()
+
+
+async def test_plugged_in_memory_counts_and_can_be_given_back(
+    qemu: Path, transport: Transport
+) -> None:
     slots = ("-m", "slots=2,maxmem=1G")
-    async with served() as balloon, bench(qemu, balloon, *slots) as machine:
+    async with served(transport=transport) as balloon, bench(qemu, balloon, *slots) as machine:
         await machine.driver.start()
         async with machine.driver.obeying():
             await settle(balloon, RAM_BYTES - 64 * MIB)

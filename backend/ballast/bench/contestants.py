@@ -1,4 +1,4 @@
-"""Two guests that differ in nothing but their balloon, each measured from outside."""
+"""Guests that differ in nothing but their balloon, each measured from outside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from ballast.daemon.config import Transport, VariantName
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import BALLOON_ID, balloon_arguments
 from ballast.memory.residency import rss_shmem_bytes
@@ -44,20 +45,26 @@ class Contestant:
         guest: QEMU and what runs in it.
         balloon: Its balloon.
         backend_pid: The process that is the balloon; None if that is QEMU itself.
+        cpu_threads: QEMU's threads that run the guest's CPUs.
     """
 
     who: str
     guest: Vm
     balloon: Balloon
     backend_pid: int | None
+    cpu_threads: tuple[int, ...]
 
     def host_cpu_seconds(self) -> float:
-        """Return the CPU time spent for the balloon: QEMU's main thread and the backend.
+        """Return the CPU time spent for the balloon, by QEMU and by the backend.
 
-        The threads that run the guest's CPUs are left out: what they do is the guest's work.
+        The threads that run the guest's CPUs are left out: what they do is the guest's work. All
+        others count, because over vfio-user one of them takes the backend's answers.
         """
         pid = self.guest.pid
-        total = cpu_seconds(Path(f"/proc/{pid}/task/{pid}/stat"))
+        total = cpu_seconds(Path(f"/proc/{pid}/stat"))
+        total -= sum(
+            cpu_seconds(Path(f"/proc/{pid}/task/{thread}/stat")) for thread in self.cpu_threads
+        )
         if self.backend_pid is not None:
             total += cpu_seconds(Path(f"/proc/{self.backend_pid}/stat"))
         return total
@@ -137,45 +144,90 @@ class Setup:
         )
 
 
+@dataclass(frozen=True)
+class Ballast:
+    """How Ballast is to be reached.
+
+    Attributes:
+        transport: What QEMU speaks to it.
+        variant: With vfio-user, the kind of PCI function.
+    """
+
+    transport: Transport
+    variant: VariantName = "msix-mapped"
+
+
+BUILT_IN = "qemu-builtin"
+
+CONTESTANTS: dict[str, Ballast | None] = {
+    "ballast/vhost-user": Ballast("vhost-user"),
+    "ballast/vfio-user": Ballast("vfio-user"),
+    "ballast/vfio-user-msix": Ballast("vfio-user", "msix"),
+    "ballast/vfio-user-intx": Ballast("vfio-user", "intx"),
+    BUILT_IN: None,
+}
+"""All that can be measured; None is QEMU's own balloon."""
+
+DEFAULT_CONTESTANTS = ("ballast/vhost-user", "ballast/vfio-user", BUILT_IN)
+
+
 @contextlib.asynccontextmanager
-async def built_in(setup: Setup) -> AsyncIterator[Contestant]:
+async def contestant(setup: Setup, who: str) -> AsyncIterator[Contestant]:
+    """Run a guest with the balloon of this name in `CONTESTANTS`."""
+    ballast = CONTESTANTS[who]
+    running = _built_in(setup) if ballast is None else _ballast(setup, who, ballast)
+    async with running as each:
+        yield each
+
+
+@contextlib.asynccontextmanager
+async def _built_in(setup: Setup) -> AsyncIterator[Contestant]:
     """Run a guest with QEMU's own balloon."""
     machine = setup.machine("builtin", ("-device", f"virtio-balloon-pci,id={BALLOON_ID}"))
     async with Vm(machine) as guest:
         await guest.wait_ready()
-        yield Contestant("qemu-builtin", guest, _BuiltIn(guest), None)
+        yield Contestant(BUILT_IN, guest, _BuiltIn(guest), None, await _cpu_threads(guest))
         await guest.shutdown()
 
 
 @contextlib.asynccontextmanager
-async def vhost_user(setup: Setup) -> AsyncIterator[Contestant]:
+async def _ballast(setup: Setup, who: str, ballast: Ballast) -> AsyncIterator[Contestant]:
     """Run a guest with a Ballast balloon in a process of its own.
 
     Free-page reporting is off on both sides: it would give memory back before the balloon does.
     """
-    paths = VmPaths("ours", setup.scratch)
-    async with _daemon(paths) as pid:
-        machine = setup.machine("ours", balloon_arguments(paths.vhost_user))
+    name = who.rpartition("/")[2]
+    paths = VmPaths(name, setup.scratch)
+    async with _daemon(paths, ballast) as pid:
+        socket = paths.device(ballast.transport)
+        machine = setup.machine(name, balloon_arguments(socket, transport=ballast.transport))
         async with Vm(machine) as guest:
             await guest.wait_ready()
             async with qmp.connect(paths.qmp) as client:
-                yield Contestant("ballast/vhost-user", guest, _Ours(client), pid)
+                yield Contestant(who, guest, _Ours(client), pid, await _cpu_threads(guest))
             await guest.shutdown()
 
 
+async def _cpu_threads(guest: Vm) -> tuple[int, ...]:
+    """Return the threads of QEMU that run the guest's CPUs."""
+    answer: Any = await guest.qmp.execute("query-cpus-fast")
+    return tuple(int(cpu["thread-id"]) for cpu in answer)
+
+
 @contextlib.asynccontextmanager
-async def _daemon(paths: VmPaths) -> AsyncIterator[int]:
+async def _daemon(paths: VmPaths, ballast: Ballast) -> AsyncIterator[int]:
     """Run `ballast serve` and return its process id."""
     command = [sys.executable, "-m", "ballast.cli.main", "serve", paths.name]
     process = await asyncio.create_subprocess_exec(
         *command,
         "--no-free-page-reporting",
+        *("--transport", ballast.transport, "--variant", ballast.variant),
         env={**os.environ, "BALLAST_RUNTIME_DIR": str(paths.directory.parent)},
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
-            while not paths.vhost_user.is_socket():
+            while not paths.device(ballast.transport).is_socket():
                 if process.returncode is not None:
                     raise OperatorError(f"`ballast serve` ended with {process.returncode}")
                 await asyncio.sleep(0.02)

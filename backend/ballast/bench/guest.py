@@ -1,7 +1,7 @@
 """`ballast bench guest`: the same stock guest with Ballast and with QEMU's own balloon.
 
-Both guests run side by side and take turns, so that a machine whose speed drifts slows both. Time
-is taken from the QMP command until the guest says that it has the size *and*, for an inflate, until
+All guests run side by side and take turns, so that a machine whose speed drifts slows all. Time is
+taken from the QMP command until the guest says that it has the size *and*, for an inflate, until
 the host holds that much less.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballast.bench.contestants import Contestant, Setup, built_in, vhost_user
+from ballast.bench.contestants import Contestant, Setup, contestant
 from ballast.bench.rows import Measurement
 from ballast_images.guest import GuestImage
 from ballast_images.progress import Reporter
@@ -43,6 +43,7 @@ class GuestBench:
         rounds: How often each is measured.
         boots: Kernel command lines to compare; an empty one is the kernel's default.
         memories: `touched`, `untouched` or both.
+        who: The balloons, by their names in `contestants.CONTESTANTS`.
         reporter: Shows what is under way.
     """
 
@@ -52,6 +53,7 @@ class GuestBench:
     rounds: int
     boots: Sequence[str]
     memories: Sequence[str]
+    who: Sequence[str]
     reporter: Reporter
 
     async def run(self) -> list[Measurement]:
@@ -73,10 +75,9 @@ class GuestBench:
     async def _boot(self, setup: Setup, boot: str) -> list[Measurement]:
         found: list[Measurement] = []
         async with contextlib.AsyncExitStack() as stack:
-            with self.reporter.step(f"Booting two guests ({boot})"):
+            with self.reporter.step(f"Booting {len(self.who)} guests ({boot})"):
                 contestants = [
-                    await stack.enter_async_context(vhost_user(setup)),
-                    await stack.enter_async_context(built_in(setup)),
+                    await stack.enter_async_context(contestant(setup, who)) for who in self.who
                 ]
             # Untouched first: once a guest has used its memory, it stays touched.
             for memory in sorted(self.memories, reverse=True):

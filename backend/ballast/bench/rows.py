@@ -19,7 +19,7 @@ class Measurement:
         boot: How the guest's kernel was booted.
         memory: Whether the guest's memory had been `touched`, so that the host held it.
         seconds: Wall time.
-        host_cpu_seconds: CPU time of QEMU's main thread and of the backend.
+        host_cpu_seconds: CPU time of QEMU, without the guest's CPUs, and of the backend.
         freed_bytes: How much less the host held afterwards.
     """
 

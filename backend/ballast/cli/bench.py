@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from ballast.bench.contestants import CONTESTANTS, DEFAULT_CONTESTANTS
 from ballast.bench.guest import GuestBench
-from ballast.bench.rows import Row, as_json, machine_facts, summarise
+from ballast.bench.report import tables
+from ballast.bench.rows import as_json, machine_facts, summarise
 from ballast.cli.common import QemuPath, console, write_text
-from ballast.sizes import format_size
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import build_guest
 from ballast_images.progress import ConsoleReporter
@@ -27,6 +27,20 @@ def bench() -> None:
     """Measure Ballast against QEMU's own balloon, interleaved in one run."""
 
 
+def _check_who(names: list[str] | None) -> list[str] | None:
+    """Refuse a contestant that does not exist, or one that is named twice.
+
+    Raises:
+        typer.BadParameter: So it is.
+    """
+    for name in names or []:
+        if name not in CONTESTANTS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(CONTESTANTS)}")
+    if names and len(set(names)) != len(names):
+        raise typer.BadParameter("a contestant is named twice")
+    return names
+
+
 @app.command()
 def guest(
     rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds of each.")] = 5,
@@ -34,6 +48,14 @@ def guest(
         list[str] | None,
         typer.Option(
             help="Kernel command line to measure; repeat for several, '' is the default boot."
+        ),
+    ] = None,
+    who: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            callback=_check_who,
+            help=f"What to measure; repeat for several. One of {', '.join(CONTESTANTS)}.",
         ),
     ] = None,
     untouched: Annotated[
@@ -46,8 +68,9 @@ def guest(
 ) -> None:
     """Inflate and deflate 1 GiB of a 2 GiB guest, with Ballast and with QEMU's own balloon.
 
-    Two guests that differ in nothing else take turns. Debian's kernels zero every page that they
-    allocate, which hides the balloon's own cost; so a boot with `init_on_alloc=0` is measured too.
+    Guests that differ in nothing else run side by side, each with 2 GiB of memory, and take turns.
+    Debian's kernels zero every page that they allocate, which hides the balloon's own cost; so a
+    boot with `init_on_alloc=0` is measured too.
     """
     reporter = ConsoleReporter()
     found = find_qemu(qemu, reporter=reporter)
@@ -60,29 +83,12 @@ def guest(
         rounds=rounds,
         boots=boot if boot is not None else ["", "init_on_alloc=0"],
         memories=["touched", "untouched"] if untouched else ["touched"],
+        who=who or DEFAULT_CONTESTANTS,
         reporter=reporter,
     )
     rows = summarise(asyncio.run(plan.run()))
-    console.print(_table(rows))
+    for table in tables(rows):
+        console.print(table)
     if json_file is not None:
         facts = machine_facts(accel, found.version, image.kernel_release)
         write_text(json_file, json.dumps(as_json(facts, rows), indent=2) + "\n")
-
-
-def _table(rows: list[Row]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("BOOT", "MEMORY", "WORK", "WHO", "SECONDS", "MIN-MAX", "HOST CPU", "FREED"):
-        left = title in ("BOOT", "MEMORY", "WORK", "WHO")
-        table.add_column(title, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.boot,
-            row.memory,
-            row.work,
-            row.who,
-            f"{row.seconds_median:.2f}",
-            f"{min(row.seconds_all):.2f}-{max(row.seconds_all):.2f}",
-            f"{row.host_cpu_seconds_median:.2f}",
-            format_size(row.freed_bytes_median),
-        )
-    return table
