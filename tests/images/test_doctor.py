@@ -75,9 +75,19 @@ def test_emulation_is_a_warning_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(doctor, "accelerator", lambda qemu: Accelerator("tcg", "no such luck"))
+    monkeypatch.setattr(doctor, "KVM_DEVICE", tmp_path / "none")
     check = found(tmp_path)["acceleration"]
     assert (check.verdict, check.detail) == ("warn", "no such luck")
     assert "TCG" in check.cure
+
+
+def test_a_device_that_may_not_be_opened_names_the_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "accelerator", lambda qemu: Accelerator("tcg", "no permission"))
+    monkeypatch.setattr(doctor, "KVM_DEVICE", tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    assert "usermod -aG kvm" in found(tmp_path)["acceleration"].cure
 
 
 def no_memfd(name: str, flags: int) -> int:
