@@ -25,6 +25,17 @@ def _print_capabilities(value: bool) -> None:
         raise typer.Exit
 
 
+PrintCapabilities = Annotated[
+    bool,
+    typer.Option(
+        "--print-capabilities",
+        callback=_print_capabilities,
+        is_eager=True,
+        help="Print what this back-end is, as QEMU's conventions want it, and exit.",
+    ),
+]
+
+
 def serve(
     vms: Annotated[
         list[str] | None,
@@ -68,15 +79,7 @@ def serve(
         int | None,
         typer.Option(min=0, help="An inherited socket, instead of a path (one VM)."),
     ] = None,
-    print_capabilities: Annotated[
-        bool,
-        typer.Option(
-            "--print-capabilities",
-            callback=_print_capabilities,
-            is_eager=True,
-            help="Print what this back-end is, as QEMU's conventions want it, and exit.",
-        ),
-    ] = False,
+    print_capabilities: PrintCapabilities = False,
 ) -> None:
     """Serve the balloons of VMs from one process until SIGTERM.
 
