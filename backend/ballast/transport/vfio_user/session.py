@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from ballast.balloon.device import BalloonDevice
-from ballast.streams.fds import FdSet
-from ballast.streams.unix import MessageSocket, peer_pid
+from ballast.streams.unix import peer_pid
 from ballast.transport.base import NO_SHARED_MEMORY
+from ballast.transport.reader import MessageReader
 from ballast.transport.vfio_user.config import ConfigSharing
 from ballast.transport.vfio_user.irqs import Irqs
 from ballast.transport.vfio_user.memory import DmaMemory
@@ -32,9 +32,6 @@ from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.message import name_of
 
 log = logging.getLogger(__name__)
-
-MESSAGES_PER_TURN = 64
-"""Messages served before other VMs of the same process get their turn."""
 
 _AVAIL_HEAD_BYTES = 4
 """Flags and index of an available ring."""
@@ -85,45 +82,16 @@ class Session:
         )
         self._config = ConfigSharing(device, layout)
         self._messages: Counter[str] = Counter()
-        self._buffer = bytearray()
-        self._fds = FdSet()
-        self._fds_before = 0
         self._probe: int | None = None
         self._is_probing = self._is_probed = self._is_private = False
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
-        self._socket = MessageSocket(sock, self._readable, lambda error: self._end(str(error)))
+        self._reader = MessageReader[events.Request | events.Completion](
+            sock, self._connection, serve=self._take, ended=self._end
+        )
+        self._socket, self._fds = self._reader.socket, self._reader.fds
 
     # Messages --------------------------------------------------------------------------------
-
-    def _readable(self) -> None:
-        for _ in range(MESSAGES_PER_TURN):
-            if self._is_closed or not self._step():
-                return
-
-    def _step(self) -> bool:
-        """Read the next part of a message and serve it when whole; return whether to go on."""
-        try:
-            wanted = self._connection.bytes_wanted - len(self._buffer)
-            if not self._buffer:
-                self._fds_before = len(self._fds)
-            data = self._socket.receive(wanted, self._fds)
-            if data is None:
-                return False
-            if not data:
-                mid_message = bool(self._buffer) or self._connection.mid_message
-                self._end("in mid-message" if mid_message else "")
-                return False
-            self._buffer += data
-            if len(data) == wanted:
-                unit, self._buffer = bytes(self._buffer), bytearray()
-                arrived = self._connection.receive(unit, len(self._fds) - self._fds_before)
-                if arrived is not None:
-                    self._take(arrived)
-        except PeerError as error:
-            self._end(str(error))
-            return False
-        return True
 
     def _take(self, arrived: events.Request | events.Completion) -> None:
         with self._fds:
@@ -377,8 +345,7 @@ class Session:
         self._device.disconnect()
         self._memory.close()
         self._irqs.close()
-        self._fds.close()
-        self._socket.close()
+        self._reader.close()
 
     def status(self) -> dict[str, object]:
         """Return what operators may want to know of the connection."""

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from ballast.balloon.device import BalloonDevice
 from ballast.memory.map import MAX_REGIONS
-from ballast.streams.fds import FdSet
 from ballast.streams.unix import MessageSocket, peer_pid
+from ballast.transport.reader import MessageReader
 from ballast.transport.vhost_user.memory import SessionMemory
 from ballast.transport.vhost_user.notifier import ConfigNotifier, NotifierCounts
 from ballast.transport.vhost_user.rings import QUEUE_COUNT, Rings
@@ -36,9 +36,6 @@ PROTOCOL_FEATURES = (
 )
 """What is offered. LOG_SHMFD is not: a balloon writes only used rings, and QEMU cannot migrate
 this device; INFLIGHT_SHMFD is not: QEMU's generic device never asks for it."""
-
-MESSAGES_PER_TURN = 64
-"""Messages served before other VMs of the same process get their turn."""
 
 TURNS_TO_SETTLE = 32
 """More turns than all that a socket can hold needs; a peer that goes on is not waited for."""
@@ -82,46 +79,14 @@ class Session:
         self._rings = Rings(device)
         self._notifier: ConfigNotifier | None = None
         self._wants_notice = False
-        self._buffer = bytearray()
-        self._fds = FdSet()
-        self._fds_before = 0
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
-        self._socket = MessageSocket(sock, self._readable, lambda error: self._end(str(error)))
+        self._reader = MessageReader[events.Event](
+            sock, self._connection, serve=self._serve, ended=self._end
+        )
+        self._socket, self._fds = self._reader.socket, self._reader.fds
 
     # The main channel ------------------------------------------------------------------------
-
-    def _readable(self) -> None:
-        for _ in range(MESSAGES_PER_TURN):
-            if self._is_closed or not self._step():
-                return
-
-    def _step(self) -> bool:
-        """Read the next part of a message and serve it when whole; return whether to go on."""
-        try:
-            wanted = self._connection.bytes_wanted - len(self._buffer)
-            if not self._buffer:
-                self._fds_before = len(self._fds)
-            data = self._socket.receive(wanted, self._fds)
-            if data is None:
-                return False
-            if not data:
-                self._end("in mid-message" if self._is_mid_message else "")
-                return False
-            self._buffer += data
-            if len(data) == wanted:
-                unit, self._buffer = bytes(self._buffer), bytearray()
-                event = self._connection.receive(unit, len(self._fds) - self._fds_before)
-                if event is not None:
-                    self._serve(event)
-        except PeerError as error:
-            self._end(str(error))
-            return False
-        return True
-
-    @property
-    def _is_mid_message(self) -> bool:
-        return bool(self._buffer) or self._connection.mid_message
 
     def _serve(self, event: events.Event) -> None:
         """Serve one request and answer it, whatever happens: QEMU would wait for ever."""
@@ -255,10 +220,10 @@ class Session:
         for _ in range(TURNS_TO_SETTLE):
             if self._is_closed or not self._socket.has_input():
                 break
-            self._readable()
+            self._reader.read()
         else:
             return False
-        return not self._is_closed and not self._is_mid_message and self._rings.is_running
+        return not self._is_closed and not self._reader.is_mid_message and self._rings.is_running
 
     # The end ---------------------------------------------------------------------------------
 
@@ -292,8 +257,7 @@ class Session:
         self._rings.close()
         self._device.disconnect()
         self._memory.close()
-        self._fds.close()
-        self._socket.close()
+        self._reader.close()
 
     def status(self) -> dict[str, object]:
         """Return what operators may want to know of the connection."""
