@@ -76,8 +76,6 @@ class VirtioPci:
         self._device = device
         self._config = ConfigSpace(device.device_id, class_code, layout)
         if state is not None:
-            if len(state.common.queues) != device.queue_count:
-                raise InternalError("the saved state has another number of queues")
             self._config.restore(state.config_space)
         self._registers = CommonRegisters(
             device, layout.vectors, None if state is None else deepcopy(state.common)

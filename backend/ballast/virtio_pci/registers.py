@@ -19,6 +19,7 @@ from ballast.virtio_pci.effects import (
 )
 from ballast.virtio_pci.model import DeviceModel
 from ballast.virtio_pci.state import CommonState, QueueRegisters
+from ballast_protocol.errors import InternalError
 from ballast_protocol.virtio.features import VirtioFeature
 from ballast_protocol.virtio.pci.structures import (
     COMMON_BY_PLACE,
@@ -49,15 +50,39 @@ class CommonRegisters:
             device: The device behind them.
             vectors: How many MSI-X vectors there are.
             state: What a predecessor left; None to begin anew.
+
+        Raises:
+            InternalError: The predecessor's device was another one.
         """
         self._device = device
         self._vectors = vectors
+        if state is not None:
+            self._check(state)
         self.state = state or self._fresh()
         self._readers = self._make_readers()
         self._writers = self._make_writers()
 
     def _fresh(self) -> CommonState:
         return CommonState.fresh(self._device.queue_count, self._device.queue_max_size)
+
+    def _check(self, state: CommonState) -> None:
+        """Pass a state that these registers could have come to by themselves.
+
+        Raises:
+            InternalError: They could not.
+        """
+        if len(state.queues) != self._device.queue_count:
+            raise InternalError("the saved state has another number of queues")
+        if any(not self._is_queue_size(queue.size) for queue in state.queues):
+            raise InternalError("the saved state has queues of a size that is not offered")
+        vectors = (state.config_vector, *(queue.vector for queue in state.queues))
+        if any(vector != self._usable(vector) for vector in vectors):
+            raise InternalError("the saved state has more interrupts than the function")
+        if (
+            state.status & DeviceStatus.FEATURES_OK
+            and state.driver_features & ~self._device.features
+        ):
+            raise InternalError("the driver works with features that are not offered any more")
 
     def reset(self) -> Effects:
         """Return to the state before any driver."""
@@ -225,10 +250,13 @@ class CommonRegisters:
         setattr(queue, name, _with_half(getattr(queue, name), value, shift))
         return NO_EFFECTS
 
+    def _is_queue_size(self, value: int) -> bool:
+        is_power_of_two = value > 0 and not value & (value - 1)
+        return is_power_of_two and value <= self._device.queue_max_size
+
     def _write_queue_size(self, value: int) -> Effects | None:
         queue = self._queue_in_setup()
-        is_power_of_two = value > 0 and not value & (value - 1)
-        if queue is None or not is_power_of_two or value > self._device.queue_max_size:
+        if queue is None or not self._is_queue_size(value):
             return None
         queue.size = value
         return NO_EFFECTS
