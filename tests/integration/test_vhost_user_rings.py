@@ -276,5 +276,6 @@ async def test_status_tells_of_the_connection(backend: Backend, machine: Machine
     connection = status["connection"]
     assert isinstance(connection, dict)
     assert connection["memory-regions"] == 1
-    assert connection["queues"] == [0, 1, 2, 3]
+    assert [ring["index"] for ring in connection["rings"]] == [0, 1, 2, 3]
+    assert all(ring["used-address"] > ring["avail-address"] for ring in connection["rings"])
     assert connection["running"] is True

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice
 from ballast.memory.reclaim import Discard, discard
@@ -73,7 +74,8 @@ class VfioBackend:
     @property
     def active(self) -> object:
         """The queues that are served now."""
-        return self.session.status()["queues"]
+        rings: Any = self.session.status()["rings"]
+        return [ring["index"] for ring in rings]
 
     async def alone(self) -> None:
         """Wait until the server has noticed that its client is gone."""

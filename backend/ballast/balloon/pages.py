@@ -116,7 +116,7 @@ class PageBook:
     def _complete(self, piece: Piece) -> Iterator[Piece]:
         """Yield the host pages that a piece touches and of which the ledger holds every part."""
         for part in _touched(piece):
-            first = (part.region.layout.guest_address + part.offset) >> PFN_SHIFT
+            first = part.guest_address >> PFN_SHIFT
             count = part.length >> PFN_SHIFT
             if self.ledger.held(first, count) == count:
                 yield part
@@ -136,8 +136,7 @@ class PageBook:
 def _pieces_of_run(memory: MemoryMap, first: int, count: int) -> Iterator[tuple[Piece, Run]]:
     """Yield the parts of a run of pages that are RAM, each with its own run."""
     for piece in memory.pieces(first << PFN_SHIFT, count << PFN_SHIFT):
-        address = piece.region.layout.guest_address + piece.offset
-        yield piece, (address >> PFN_SHIFT, piece.length >> PFN_SHIFT)
+        yield piece, (piece.guest_address >> PFN_SHIFT, piece.length >> PFN_SHIFT)
 
 
 def _is_whole(piece: Piece) -> bool:

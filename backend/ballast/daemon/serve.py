@@ -6,12 +6,14 @@ import asyncio
 import logging
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 from ballast.daemon.config import VmConfig
 from ballast.daemon.logs import context_of
 from ballast.daemon.vm import VirtualMachine
+from ballast_protocol.errors import OperatorError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,26 @@ async def stop_signal() -> signal.Signals:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+T = TypeVar("T")
+
+
+async def unless_stopped(work: Coroutine[Any, Any, T]) -> T:
+    """Do some work to its end, unless SIGTERM or SIGINT comes first; then it is cancelled.
+
+    Raises:
+        OperatorError: A signal came; the work has cleaned up behind itself.
+    """
+    task = asyncio.ensure_future(work)
+    stop = asyncio.create_task(stop_signal())
+    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if stop.done():
+        task.cancel()
+        await asyncio.wait({task})
+        raise OperatorError(f"stopped by {stop.result().name}")
+    stop.cancel()
+    return await task
 
 
 def allow_open_files() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import balloon_arguments
-from ballast.daemon.serve import stop_signal
+from ballast.daemon.serve import unless_stopped
 from ballast.daemon.vm import VirtualMachine
 from ballast.demo.record import Recording, recording
 from ballast.demo.report import DemoResult
@@ -54,15 +54,7 @@ async def run_demo(
     show(f"QEMU {qemu.version} with {accel.name} ({accel.reason}), Linux {image.kernel_release}")
     with tempfile.TemporaryDirectory(prefix="ballast-demo-") as scratch:
         demo = _Demo(qemu, image, accel.name, Path(scratch), config, kernel_arguments, reporter)
-        story = asyncio.create_task(demo.run())
-        stop = asyncio.create_task(stop_signal())
-        await asyncio.wait({story, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if stop.done():
-            story.cancel()
-            await asyncio.wait({story})
-            raise OperatorError(f"stopped by {stop.result().name}")
-        stop.cancel()
-        return await story
+        return await unless_stopped(demo.run())
 
 
 class _Demo:

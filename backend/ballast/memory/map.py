@@ -116,6 +116,11 @@ class Piece:
     length: int
 
     @property
+    def guest_address(self) -> int:
+        """Where the guest has it."""
+        return self.region.layout.guest_address + self.offset
+
+    @property
     def view(self) -> memoryview:
         """The bytes, writable; release it before the region is closed."""
         return self.region.view[self.offset : self.offset + self.length]

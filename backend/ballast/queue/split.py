@@ -72,6 +72,7 @@ class SplitQueue:
         self._memory = MemoryMap()
         self._attached = False
         self._signalled: int | None = None
+        self._guest_addresses = (0, 0)
 
     @property
     def is_attached(self) -> bool:
@@ -96,6 +97,7 @@ class SplitQueue:
         self._avail = avail.view.cast("H")
         self._used_bytes = used.view
         self._used = self._used_bytes.cast("H")
+        self._guest_addresses = (avail.guest_address, used.guest_address)
         self._memory = memory
         self._attached = True
 
@@ -106,6 +108,11 @@ class SplitQueue:
                 view.release()
             self._attached = False
         self._memory = MemoryMap()
+
+    def describe(self) -> dict[str, int]:
+        """Return where an attached queue is in guest memory and how large it is."""
+        avail, used = self._guest_addresses
+        return {"size": self.state.size, "avail-address": avail, "used-address": used}
 
     def adopt_used_index(self) -> None:
         """Take the position in the used ring from guest memory, where it outlives the device."""

@@ -200,6 +200,10 @@ class Queues:
         queue = self._queues.get(index)
         return queue.state.avail_address if queue is not None else None
 
-    def active(self) -> list[int]:
-        """Return the queues from which buffers may be taken."""
-        return [index for index in self._queues if self.is_active(index)]
+    def describe(self) -> list[dict[str, int]]:
+        """Return which queues buffers may be taken from, and where they are in guest memory."""
+        return [
+            {"index": index, **queue.describe()}
+            for index, queue in self._queues.items()
+            if self.is_active(index)
+        ]

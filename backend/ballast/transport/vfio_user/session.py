@@ -355,7 +355,7 @@ class Session:
             "features": self._pci.features,
             "device-status": int(self._pci.status),
             "memory-regions": len(self._memory.map.regions),
-            "queues": self._queues.active(),
+            "rings": self._queues.describe(),
             "messages": {
                 name.lower().replace("_", "-"): count for name, count in self._messages.items()
             },

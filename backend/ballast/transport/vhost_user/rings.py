@@ -216,9 +216,13 @@ class Rings:
                 return notify is not None
         return False
 
-    def active(self) -> list[int]:
-        """Return the indices of the rings from which buffers may be taken."""
-        return [vring.index for vring in self._vrings if vring.is_active]
+    def describe(self) -> list[dict[str, int]]:
+        """Return which rings buffers may be taken from, and where they are in guest memory."""
+        return [
+            {"index": vring.index, **vring.queue.describe()}
+            for vring in self._vrings
+            if vring.is_active
+        ]
 
     def close(self) -> None:
         """Let go of everything."""

@@ -267,6 +267,6 @@ class Session:
             "features": self._connection.features_acked,
             "protocol-features": int(self._connection.protocol_features_acked),
             "memory-regions": len(self._memory.map.regions),
-            "queues": self._rings.active(),
+            "rings": self._rings.describe(),
             "problem": self._rings.problem,
         }
