@@ -17,24 +17,45 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from enum import IntEnum
 from typing import Union
 
 from ballast_protocol.errors import MalformedError
+from ballast_protocol.guest_blocks import (
+    BlockMessage,
+    BlocksAck,
+    BlocksGoal,
+    BlocksReleased,
+    BlocksReport,
+    BlocksStatus,
+    Compact,
+    CompactDone,
+    Holding,
+    HoldingAck,
+    SetSweeps,
+    Sweep,
+    SweepDone,
+)
+from ballast_protocol.guest_blocks_wire import BLOCK_READERS
 from ballast_protocol.guest_fields import MAX_TEXT, Fields, parse_object
 from ballast_protocol.guest_framing import Frame
+from ballast_protocol.guest_kinds import MessageKind as MessageKind
 
 PORT_NAME = "org.ballast.agent.0"
 """Name of the virtio-serial port."""
 
-VERSIONS = (1,)
-"""Versions of the protocol that this module speaks, oldest first."""
+VERSIONS = (1, 2)
+"""Versions of the protocol that this module speaks, oldest first. 2 adds blocks."""
 
 FIRST_VERSION = VERSIONS[0]
 """The version that introductions and refusals are written in."""
 
+BLOCKS_VERSION = 2
+"""The version that messages about blocks are written in."""
+
 ABILITY_REPORT = "memory-report"
 """Ability of an agent that sends `MemoryReport`."""
+ABILITY_BLOCKS = "memory-blocks"
+"""Ability of an agent that understands the messages of `ballast_protocol.guest_blocks`."""
 
 MAX_REPORT_BYTES = 1 << 52
 """Bound of every amount of memory: x86-64 and arm64 have no more physical addresses."""
@@ -47,23 +68,6 @@ _SECONDS_MAX = 1e10
 _PAGE_SIZES = tuple(1 << shift for shift in range(12, 19))
 _NODE_MAX = (1 << 16) - 1
 _PAGE_NUMBER_MAX = MAX_REPORT_BYTES >> 12
-
-
-class MessageKind(IntEnum):
-    """What a frame carries. Those marked host are sent by the daemon, the others by the agent."""
-
-    HELLO = 1
-    WELCOME = 2
-    """Host: answers `HELLO`."""
-    HELLO_REQUEST = 3
-    """Host: asks for a `HELLO`, at the start of every connection."""
-    REPORT_REQUEST = 4
-    """Host: asks for one `MEMORY_REPORT` now."""
-    MEMORY_REPORT = 5
-    SET_INTERVAL = 6
-    """Host: changes how often reports come."""
-    ERROR = 7
-    """Either: a message was refused. Never itself answered."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Hello:
         boot_id: The kernel's random name for this boot; a new one means that the guest restarted.
         interval_seconds: Time between reports that the guest's administrator wants; None leaves it
             to the host.
+        hello_id: A number that no other `Hello` has; None from an agent that knows no blocks.
     """
 
     agent_version: str
@@ -93,14 +98,25 @@ class Hello:
     page_size: int
     boot_id: str
     interval_seconds: float | None = None
+    hello_id: int | None = None
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """Host to agent: the version to speak from now on, and how often to report."""
+    """Host to agent: the version to speak from now on, and how often to report.
+
+    Attributes:
+        protocol_version: The newest that both speak.
+        interval_seconds: Time between reports.
+        hello_id: That of the hello which this answers.
+        session: Number of the session that begins, different for every welcome; None from a host
+            that wants no blocks.
+    """
 
     protocol_version: int
     interval_seconds: float
+    hello_id: int | None = None
+    session: int | None = None
 
 
 @dataclass(frozen=True)
@@ -205,8 +221,8 @@ class MemoryReport:
 
 
 Message = Union[
-    Hello, Welcome, HelloRequest, ReportRequest, MemoryReport, SetInterval, ErrorReply
-]  # fmt: skip
+    Hello, Welcome, HelloRequest, ReportRequest, MemoryReport, SetInterval, ErrorReply, BlockMessage
+]
 
 _KINDS: dict[type, MessageKind] = {
     Hello: MessageKind.HELLO,
@@ -216,6 +232,18 @@ _KINDS: dict[type, MessageKind] = {
     MemoryReport: MessageKind.MEMORY_REPORT,
     SetInterval: MessageKind.SET_INTERVAL,
     ErrorReply: MessageKind.ERROR,
+    BlocksGoal: MessageKind.BLOCKS_GOAL,
+    Sweep: MessageKind.SWEEP,
+    SetSweeps: MessageKind.SET_SWEEPS,
+    Compact: MessageKind.COMPACT,
+    CompactDone: MessageKind.COMPACT_DONE,
+    BlocksReport: MessageKind.BLOCKS_REPORT,
+    BlocksAck: MessageKind.BLOCKS_ACK,
+    BlocksReleased: MessageKind.BLOCKS_RELEASED,
+    Holding: MessageKind.HOLDING,
+    HoldingAck: MessageKind.HOLDING_ACK,
+    BlocksStatus: MessageKind.BLOCKS_STATUS,
+    SweepDone: MessageKind.SWEEP_DONE,
 }
 
 
@@ -226,7 +254,9 @@ def encode(message: Message, request_id: int = 0) -> bytes:
         InternalError: If the message is too long for a frame, or `request_id` out of range.
     """
     payload = json.dumps(asdict(message), separators=(",", ":"), allow_nan=False)
-    return Frame(_KINDS[type(message)], request_id, payload.encode("ascii"), FIRST_VERSION).pack()
+    kind = _KINDS[type(message)]
+    version = BLOCKS_VERSION if kind >= MessageKind.BLOCKS_GOAL else FIRST_VERSION
+    return Frame(kind, request_id, payload.encode("ascii"), version).pack()
 
 
 def decode(frame: Frame) -> Message:
@@ -249,8 +279,12 @@ def decode(frame: Frame) -> Message:
 
 def refusal(kind: int, error: Exception) -> ErrorReply:
     """Return the reply that tells the sender of a message of this kind what was wrong with it."""
-    reason = "".join(char for char in str(error)[:MAX_TEXT] if char.isprintable())
-    return ErrorReply(kind, reason)
+    return ErrorReply(kind, short_text(str(error)))
+
+
+def short_text(text: str) -> str:
+    """Return `text` as the other end will accept it: printable, and not too long."""
+    return "".join(char for char in text[:MAX_TEXT] if char.isprintable())
 
 
 def agree_on_version(theirs: Iterable[int]) -> int | None:
@@ -267,7 +301,12 @@ def _read_hello(fields: Fields) -> Hello:
         page_size=_read_page_size(fields),
         boot_id=fields.text("boot_id"),
         interval_seconds=None if fields.is_null("interval_seconds") else _read_interval(fields),
+        hello_id=_read_optional(fields, "hello_id"),
     )
+
+
+def _read_optional(fields: Fields, name: str) -> int | None:
+    return None if fields.is_null(name) else fields.integer(name)
 
 
 def _read_page_size(fields: Fields) -> int:
@@ -282,7 +321,12 @@ def _read_interval(fields: Fields) -> float:
 
 
 def _read_welcome(fields: Fields) -> Welcome:
-    return Welcome(fields.integer("protocol_version"), _read_interval(fields))
+    return Welcome(
+        fields.integer("protocol_version"),
+        _read_interval(fields),
+        hello_id=_read_optional(fields, "hello_id"),
+        session=_read_optional(fields, "session"),
+    )
 
 
 def _read_error(fields: Fields) -> ErrorReply:
@@ -343,4 +387,5 @@ _READERS: dict[int, Callable[[Fields], Message]] = {
     MessageKind.MEMORY_REPORT: _read_report,
     MessageKind.SET_INTERVAL: lambda fields: SetInterval(_read_interval(fields)),
     MessageKind.ERROR: _read_error,
+    **{_KINDS[message]: reader for message, reader in BLOCK_READERS.items()},
 }

@@ -48,13 +48,20 @@ class Fields:
         """Raise `MalformedError` about a field."""
         raise MalformedError(f"{self._place}: {name} {why}")
 
-    def integer(self, name: str, high: int = U64_MAX) -> int:
-        """Return a whole number from 0 to `high`."""
-        return self._checked_integer(name, self._fields.get(name), high)
+    def integer(self, name: str, high: int = U64_MAX, low: int = 0) -> int:
+        """Return a whole number from `low` to `high`."""
+        return self._checked_integer(name, self._fields.get(name), high, low)
 
-    def _checked_integer(self, name: str, value: object, high: int) -> int:
-        if type(value) is not int or not 0 <= value <= high:
-            self.refuse(name, f"is not a whole number up to {high}")
+    def _checked_integer(self, name: str, value: object, high: int, low: int = 0) -> int:
+        if type(value) is not int or not low <= value <= high:
+            self.refuse(name, f"is not a whole number from {low} to {high}")
+        return value
+
+    def boolean(self, name: str) -> bool:
+        """Return true or false."""
+        value = self._fields.get(name)
+        if not isinstance(value, bool):
+            self.refuse(name, "is neither true nor false")
         return value
 
     def number(self, name: str, high: float, low: float = 0.0) -> float:
@@ -83,6 +90,15 @@ class Fields:
     def integers(self, name: str, limit: int = _LIST_MAX) -> tuple[int, ...]:
         """Return a list of whole numbers."""
         return tuple(self._checked_integer(name, v, U64_MAX) for v in self._list(name, limit))
+
+    def rows(self, name: str, width: int, limit: int, low: int = 0) -> list[tuple[int, ...]]:
+        """Return a list of at most `limit` lists of `width` whole numbers each."""
+        rows = []
+        for row in self._list(name, limit):
+            if not isinstance(row, list) or len(row) != width:
+                self.refuse(name, f"is not made of lists of {width}")
+            rows.append(tuple(self._checked_integer(name, v, U64_MAX, low) for v in row))
+        return rows
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a short list of texts."""

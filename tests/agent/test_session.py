@@ -155,9 +155,9 @@ def test_trouble_is_told_to_who_asked_and_does_not_end_the_reports(welcomed: Gue
     [
         Frame(99, 5, b"{}", 1),
         Frame(MessageKind.WELCOME, 5, b"{}", 1),
-        Frame(MessageKind.REPORT_REQUEST, 5, b"{}", 2),
+        Frame(MessageKind.REPORT_REQUEST, 5, b"{}", 3),
         Frame(MessageKind.REPORT_REQUEST, 5, b"[]", 1),
-        Frame(MessageKind.WELCOME, 5, b'{"protocol_version":2,"interval_seconds":1}', 1),
+        Frame(MessageKind.WELCOME, 5, b'{"protocol_version":3,"interval_seconds":1}', 1),
         replace(FrameDecoder().feed(encode(HELLO))[0], request_id=5),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ballast_protocol.errors import InternalError, MalformedError
 from ballast_protocol.guest import (
     MAX_REPORT_BYTES,
+    VERSIONS,
     ErrorReply,
     HelloRequest,
     MemoryReport,
@@ -25,13 +26,16 @@ from ballast_protocol.guest import (
     encode,
     refusal,
 )
+from ballast_protocol.guest_blocks import Sweep
 from ballast_protocol.guest_framing import Frame, FrameDecoder
 from support.guest_messages import HELLO, report, zone
 
 MESSAGES: list[Message] = [
     HELLO,
     replace(HELLO, interval_seconds=2.5, protocol_versions=(1, 99), abilities=("x", "y")),
+    replace(HELLO, hello_id=1 << 60),
     Welcome(1, 5.0),
+    Welcome(2, 5.0, hello_id=7, session=1 << 60),
     HelloRequest(),
     ReportRequest(),
     SetInterval(0.5),
@@ -52,6 +56,12 @@ def test_messages_survive_the_channel(message: Message) -> None:
     frame = frame_of(message, 12)
     assert frame.request_id == 12
     assert decode(frame) == message
+
+
+def test_introductions_stay_readable_for_ends_of_version_1() -> None:
+    assert frame_of(replace(HELLO, hello_id=5)).version == 1
+    assert frame_of(Welcome(2, 5.0, hello_id=5, session=6)).version == 1
+    assert frame_of(Sweep()).version == 2
 
 
 def altered(message: Message, change: Callable[[dict[str, Any]], object]) -> Frame:
@@ -86,6 +96,8 @@ def test_missing_fields_are_refused(field: str) -> None:
         (HELLO, "interval_seconds", 0),
         (Welcome(1, 5), "interval_seconds", 3601),
         (Welcome(1, 5), "interval_seconds", "5"),
+        (Welcome(2, 5), "session", "5"),
+        (HELLO, "hello_id", -1),
         (Welcome(1, 5), "interval_seconds", 10**400),
         (SetInterval(5), "interval_seconds", None),
         (ErrorReply(1, "x"), "refused_kind", -1),
@@ -160,19 +172,20 @@ def test_garbage_payloads_raise_malformed_only(payload: bytes, kind: int, versio
         decode(Frame(kind, 0, payload, version))
     except MalformedError:
         return
-    assert version == 1
+    assert version in VERSIONS
 
 
 def test_other_versions_and_kinds_are_refused() -> None:
-    with pytest.raises(MalformedError, match="version 2"):
-        decode(Frame(MessageKind.HELLO_REQUEST, 0, b"{}", 2))
+    with pytest.raises(MalformedError, match="version 3"):
+        decode(Frame(MessageKind.HELLO_REQUEST, 0, b"{}", 3))
     with pytest.raises(MalformedError, match="kind 99"):
         decode(Frame(99, 0, b"{}", 1))
 
 
 def test_the_newest_common_version_is_agreed_on() -> None:
-    assert agree_on_version((1, 2, 99)) == 1
-    assert agree_on_version((2, 99)) is None
+    assert agree_on_version((1, 2, 99)) == 2
+    assert agree_on_version((1,)) == 1
+    assert agree_on_version((3, 99)) is None
     assert agree_on_version(()) is None
 
 
