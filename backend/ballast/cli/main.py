@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ballast.cli import bench, control, demo, doctor, image, launch, serve
+from ballast.cli import bench, control, demo, doctor, image, launch, serve, soak
 from ballast.daemon.logs import VmNameFilter
 from ballast.daemon.version import ballast_version
 from ballast_protocol.errors import BallastError, OperatorError, TimedOutError
@@ -38,6 +38,7 @@ app.command("serve", rich_help_panel="Run VMs")(serve.serve)
 app.command("status", rich_help_panel="Operate VMs")(control.status)
 app.command("set", rich_help_panel="Operate VMs")(control.set_target)
 app.command("stats", rich_help_panel="Operate VMs")(control.stats)
+app.command("soak", rich_help_panel="See it work")(soak.soak)
 app.add_typer(bench.app, name="bench", rich_help_panel="See it work")
 app.add_typer(image.app, name="image", rich_help_panel="See it work")
 

@@ -1,0 +1,97 @@
+"""What a guest and its operators do while a worker is killed: one action at a time, at random."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+
+from ballast.soak.lab import Lab
+from ballast.soak.verifier import Verifier
+
+LOWEST_SHARE = 0.45
+"""The smallest target, as a share of the guest's RAM; what it verifies must fit beside."""
+
+DIRTY_SHARE = 0.25
+PAUSES = 4
+TARGETS = 40
+PAGE_BYTES = 4096
+
+
+class Actions:
+    """Everything that can be under way when the worker dies."""
+
+    def __init__(self, lab: Lab, verifier: Verifier, choose: random.Random) -> None:
+        self._lab = lab
+        self._verifier = verifier
+        self._choose = choose
+        self._all: dict[str, Callable[[], Awaitable[None]]] = {
+            "inflate": self.inflate,
+            "deflate": self.deflate,
+            "report": self.report,
+            "config-change": self.change_config,
+            "reboot": self.reboot,
+            "pause": self.pause,
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What there is."""
+        return tuple(self._all)
+
+    def plan(self, count: int) -> list[str]:
+        """Return `count` actions: each as often as any other, in random order."""
+        names = [self.names[number % len(self.names)] for number in range(count)]
+        self._choose.shuffle(names)
+        return names
+
+    async def run(self, name: str) -> None:
+        """Do one of them to its end."""
+        await self._all[name]()
+
+    async def inflate(self) -> None:
+        """Have the guest use its memory, then give up a large part of it."""
+        await self._lab.set_target(self._lab.memory_bytes)
+        await self._dirty()
+        await self._lab.set_target(self._low_target())
+
+    async def deflate(self) -> None:
+        """Have the guest take all of its memory back."""
+        await self._lab.set_target(self._low_target())
+        await asyncio.sleep(self._choose.uniform(0.2, 1.0))
+        await self._lab.set_target(self._lab.memory_bytes)
+
+    async def report(self) -> None:
+        """Have the guest use memory and free it, so that its kernel reports it."""
+        await self._lab.set_target(self._lab.memory_bytes)
+        await self._dirty()
+        await asyncio.sleep(2.5)
+
+    async def change_config(self) -> None:
+        """Change the target again and again."""
+        for _ in range(TARGETS):
+            await self._lab.set_target(self._low_target())
+
+    async def reboot(self) -> None:
+        """Reboot the guest: the driver goes, and another one comes."""
+        await self._verifier.stop()
+        await self._lab.vm.shell.reboot()
+        await self._verifier.start()
+
+    async def pause(self) -> None:
+        """Pause and resume the guest, with pages on the move."""
+        await self._lab.set_target(self._low_target())
+        for _ in range(PAUSES):
+            await self._lab.vm.qmp.execute("stop")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.sleep(self._choose.uniform(0.0, 0.1))
+            await self._lab.vm.qmp.execute("cont")
+            await asyncio.sleep(self._choose.uniform(0.0, 0.1))
+
+    async def _dirty(self) -> None:
+        await self._lab.memtool(f"dirty --bytes {int(self._lab.memory_bytes * DIRTY_SHARE)}")
+
+    def _low_target(self) -> int:
+        share = self._choose.uniform(LOWEST_SHARE, 0.9)
+        return int(self._lab.memory_bytes * share) // PAGE_BYTES * PAGE_BYTES

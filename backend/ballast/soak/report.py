@@ -1,0 +1,47 @@
+"""How a soak went, as a table for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from ballast.sizes import format_size
+from ballast.soak.killing import Kill, Outcome, percentiles
+
+
+def table(outcome: Outcome) -> Table:
+    """Return a line for each action and one for all together."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    shown.add_column("WHILE")
+    for heading in ("KILLS", "STOPS", "GAPS SEEN", "P50 MS", "P99 MS"):
+        shown.add_column(heading, justify="right")
+    for action in sorted({kill.action for kill in outcome.kills}):
+        _row(shown, action, [kill for kill in outcome.kills if kill.action == action])
+    _row(shown, "all", outcome.kills)
+    return shown
+
+
+def _row(shown: Table, name: str, kills: list[Kill]) -> None:
+    killed = [kill for kill in kills if not kill.was_stopped]
+    seen = [kill for kill in killed if kill.gap_seconds is not None]
+    figures = percentiles(killed)
+    shown.add_row(
+        *(name, str(len(killed)), str(len(kills) - len(killed)), str(len(seen))),
+        *(_milliseconds(figures[name]) for name in ("p50", "p99")),
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f}"
+
+
+def verdict(outcome: Outcome) -> str:
+    """Return the result in a sentence."""
+    if outcome.failure:
+        return f"failed: {outcome.failure}"
+    checked = format_size(outcome.verdict.verified_bytes)
+    if outcome.is_ok:
+        return f"ok: {checked} verified, nothing lost, books equal after each kill"
+    return (
+        f"failed: {outcome.verdict.wrong_bytes} of {checked} wrong, "
+        f"{outcome.ledger_mismatches} times the books differed from the guest"
+    )

@@ -1,0 +1,49 @@
+"""Waits until a guest has come to rest, and compares its balloon with the books, page for page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ballast.soak.lab import Lab
+from ballast_protocol.errors import TimedOutError
+
+SETTLE_SECONDS = 180.0
+LOOK_SECONDS = 0.05
+ATTEMPTS = 10
+"""The guest's compaction may move a page between the two looks; it does not do so for ever."""
+
+
+async def settle(lab: Lab) -> None:
+    """Wait until the guest has the size that it was last asked for.
+
+    Raises:
+        TimedOutError: It does not get there.
+        OperatorError: QEMU has ended.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        status = await lab.status()
+        if status["settled"] and status["state"] == "running":
+            return
+        if time.monotonic() > deadline:
+            raise TimedOutError(f"the guest did not reach its target: {status}")
+        lab.check_alive()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def compare_books(lab: Lab) -> bool:
+    """Return whether the pages that the guest marks as its balloon's are those in the ledger."""
+    for _ in range(ATTEMPTS):
+        books = await lab.ask("ballast-ledger")
+        found = await lab.memtool("ballooned")
+        if _runs(books) == _runs(found["runs"]):
+            return True
+        await asyncio.sleep(LOOK_SECONDS)
+    return False
+
+
+def _runs(runs: object) -> list[tuple[int, int]]:
+    """Return runs in one shape."""
+    assert isinstance(runs, list)
+    return [(int(first), int(count)) for first, count in runs]
