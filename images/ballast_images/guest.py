@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,10 @@ KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1")
 """What the guest's kernel is always told."""
 
 IMAGES_KEPT = 4
-"""How many images of one suite stay in the cache."""
+"""How many images of one suite stay in the cache, besides those in use."""
+
+IN_USE_SECONDS = 86_400.0
+"""An image that a checkout has asked for within so much time is not removed by another one's."""
 
 _KERNEL = "linux-image-cloud-amd64"
 _KERNEL_PART = re.compile(r"linux-(image|binary|modules)-\d.*")
@@ -122,16 +126,24 @@ def build_guest(
             if not directory.is_dir():
                 with shown.step("Building the guest image"), published(directory) as draft:
                     _build(tree, own, agent, draft)
-                _prune(directory.parent, suite)
+                _prune(directory.parent, suite, time.time())
+    os.utime(directory)
     return GuestImage(directory / "vmlinuz", directory / "initrd", _modules(tree).name)
 
 
-def _prune(images: Path, suite: Suite) -> None:
-    """Remove all but the newest images of a suite: every change of the agent makes another."""
+def _prune(images: Path, suite: Suite, now: float) -> None:
+    """Remove the images of a suite that nobody has used lately: every change makes another.
+
+    Args:
+        images: Where they are.
+        suite: Which.
+        now: In seconds since 1970.
+    """
     own = [path for path in images.iterdir() if re.fullmatch(f"{suite}-[0-9a-f]{{16}}", path.name)]
     own.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in own[IMAGES_KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
+        if now - path.stat().st_mtime > IN_USE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _packages(apt: PrivateApt, suite: Suite) -> Sequence[Package]:
