@@ -31,19 +31,9 @@ from ballast_protocol.vfio_user.capabilities import (
     DEFAULT_CAPABILITIES,
     Capabilities,
     EffectiveCapabilities,
-    effective,
-    encode_capabilities,
-    negotiate,
-    parse_capabilities,
 )
 from ballast_protocol.vfio_user.device import Description, Device
-from ballast_protocol.vfio_user.dma import (
-    DmaCommands,
-    DmaLayout,
-    DmaMaps,
-    DmaRange,
-    OutgoingCommand,
-)
+from ballast_protocol.vfio_user.dma import DmaLayout, DmaRange, OutgoingCommand
 from ballast_protocol.vfio_user.events import Completion, Event, RefusalError, Request
 from ballast_protocol.vfio_user.message import (
     MAX_VERSION_SIZE,
@@ -57,12 +47,8 @@ from ballast_protocol.vfio_user.message import (
     pack_message,
 )
 from ballast_protocol.vfio_user.rules import MAX_CONTROL_SIZE, RULES, UNKNOWN, Reply, decode
-
-MAJOR = 0
-"""The only major version there is."""
-
-MINOR = 1
-"""The highest minor version served. Since 0.1 there is DEVICE_FEATURE instead of DIRTY_PAGES."""
+from ballast_protocol.vfio_user.state import ConnectionState
+from ballast_protocol.vfio_user.version import agree
 
 MAX_PENDING = 64
 """Requests that may wait to be finished; more are not read for so long."""
@@ -92,27 +78,44 @@ class ServerConnection:
         maps: The ranges that the client has mapped, as of the last message received.
     """
 
-    def __init__(self, device: Device, capabilities: Capabilities = DEFAULT_CAPABILITIES) -> None:
-        """Start before the first message.
+    def __init__(
+        self,
+        device: Device,
+        capabilities: Capabilities = DEFAULT_CAPABILITIES,
+        state: ConnectionState | None = None,
+    ) -> None:
+        """Start before the first message, or go on after one.
 
         Args:
             device: What the client is to see.
             capabilities: What is offered. A client that does not ask for a member, or leaves no
                 room for the answer, goes by the specification's default; so does this side then.
+            state: What a predecessor has saved; None before the first message.
         """
         self._device = device
         self._offered = capabilities
-        self._negotiated = False
+        self._negotiated = state is not None
         self._version = b""
         self._header: Header | None = None
-        self._fd_count = 0
-        self._count = 0
+        self._fd_count = self._count = 0
         self._pending: dict[int, _Pending] = {}
-        self._commands = DmaCommands()
+        begin = state or ConnectionState(EffectiveCapabilities(), EffectiveCapabilities())
+        self._commands = begin.restore_commands()
         self.broken = False
-        self.client = EffectiveCapabilities()
-        self.limits = EffectiveCapabilities()
-        self.maps = DmaMaps(self.limits.max_dma_maps)
+        self.client, self.limits = begin.client, begin.limits
+        self.maps = begin.restore_maps()
+
+    def save(self) -> ConnectionState | None:
+        """Return what a successor needs to go on from here; None before the first message.
+
+        Raises:
+            InternalError: A message is incomplete, or a request is not finished.
+        """
+        if self._header is not None or self._pending or self.broken:
+            raise InternalError("a connection can be saved between two messages only")
+        if not self._negotiated:
+            return None
+        return ConnectionState.of(self.client, self.limits, self.maps, self._commands)
 
     # Receiving
 
@@ -217,19 +220,11 @@ class ServerConnection:
     def _begin(self, payload: bytes) -> Event:
         if self._fd_count:
             raise MalformedError(f"{self._fd_count} file descriptors came")
-        head = VersionHead.unpack(payload)
-        if head.major != MAJOR:
-            raise MalformedError(f"version {head.major}.{head.minor} is not {MAJOR}.x")
-        proposed = parse_capabilities(payload[VersionHead.SIZE :])
-        # QEMU has no room for a reply that is longer than what it sent.
-        room = len(payload) - VersionHead.SIZE
-        said = negotiate(proposed, self._offered, room)
-        minor = min(head.minor, MINOR)
-        self._version = VersionHead(MAJOR, minor).pack() + encode_capabilities(said, room)
-        self.client, self.limits = effective(proposed), effective(said)
+        event, agreed = agree(payload, self._offered)
+        self._version, self.client, self.limits = agreed.reply, agreed.client, agreed.limits
         self.maps.limit = self.limits.max_dma_maps
         self._negotiated = True
-        return events.Version(head.major, head.minor, proposed)
+        return event
 
     def _decode(self, header: Header, payload: bytes) -> tuple[Event, DmaRange | None]:
         if not self._negotiated:

@@ -73,6 +73,12 @@ class DmaMaps:
     def __len__(self) -> int:
         return len(self._starts)
 
+    @property
+    def all(self) -> tuple[tuple[int, int, int], ...]:
+        """Address, size and rights of each range, by address."""
+        ranges = (self._ranges[start] for start in self._starts)
+        return tuple((each.address, each.size, int(each.flags)) for each in ranges)
+
     def _range(self, position: int) -> DmaRange | None:
         return self._ranges[self._starts[position]] if 0 <= position < len(self) else None
 
@@ -162,12 +168,26 @@ class DmaCommands:
     Attributes:
         layout: How the client understands them, as far as replies have told. A DMA_READ whose data
             does not end in four zeros always tells.
+        next_id: The next command's id, unless one with it still waits.
     """
 
-    def __init__(self) -> None:
-        self.layout = DmaLayout.UNKNOWN
-        self._next_id = 0
-        self._waiting: dict[int, tuple[Command, DmaAccess]] = {}
+    def __init__(
+        self,
+        layout: DmaLayout = DmaLayout.UNKNOWN,
+        next_id: int = 0,
+        waiting: dict[int, tuple[Command, DmaAccess]] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.next_id = next_id
+        self._waiting = waiting or {}
+
+    @property
+    def waiting(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Id, code, address and count of each command that has no reply yet."""
+        return tuple(
+            (command_id, int(command), access.address, access.count)
+            for command_id, (command, access) in self._waiting.items()
+        )
 
     def read(self, address: int, count: int) -> OutgoingCommand:
         """Return a DMA_READ.
@@ -191,9 +211,9 @@ class DmaCommands:
     def _command(self, command: Command, access: DmaAccess, data: bytes) -> OutgoingCommand:
         if len(self._waiting) >= MAX_COMMANDS:
             raise InternalError(f"{MAX_COMMANDS} commands wait for replies already")
-        while self._next_id in self._waiting:
-            self._next_id = (self._next_id + 1) & 0xFFFF
-        command_id, self._next_id = self._next_id, (self._next_id + 1) & 0xFFFF
+        while self.next_id in self._waiting:
+            self.next_id = (self.next_id + 1) & 0xFFFF
+        command_id, self.next_id = self.next_id, (self.next_id + 1) & 0xFFFF
         self._waiting[command_id] = (command, access)
         return OutgoingCommand(command_id, pack_message(command_id, command, access.pack() + data))
 
