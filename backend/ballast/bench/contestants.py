@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ballast.bench.daemon import daemon
 from ballast.daemon.config import Transport, VariantName
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import BALLOON_ID, balloon_arguments
@@ -20,10 +19,8 @@ from ballast_images.guest import GuestImage
 from ballast_images.machine import Machine
 from ballast_images.qemu import Qemu
 from ballast_images.vm import Vm
-from ballast_protocol.errors import OperatorError
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_CONNECT_SECONDS = 20.0
 
 
 class Balloon(Protocol):
@@ -198,7 +195,8 @@ async def _ballast(setup: Setup, who: str, ballast: Ballast) -> AsyncIterator[Co
     """
     name = who.rpartition("/")[2]
     paths = VmPaths(name, setup.scratch)
-    async with _daemon(paths, ballast) as pid:
+    options = ("--transport", ballast.transport, "--variant", ballast.variant)
+    async with daemon([paths], paths.device(ballast.transport), *options) as pid:
         socket = paths.device(ballast.transport)
         machine = setup.machine(name, balloon_arguments(socket, transport=ballast.transport))
         async with Vm(machine) as guest:
@@ -212,27 +210,3 @@ async def _cpu_threads(guest: Vm) -> tuple[int, ...]:
     """Return the threads of QEMU that run the guest's CPUs."""
     answer: Any = await guest.qmp.execute("query-cpus-fast")
     return tuple(int(cpu["thread-id"]) for cpu in answer)
-
-
-@contextlib.asynccontextmanager
-async def _daemon(paths: VmPaths, ballast: Ballast) -> AsyncIterator[int]:
-    """Run `ballast serve` and return its process id."""
-    command = [sys.executable, "-m", "ballast.cli.main", "serve", paths.name]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        "--no-free-page-reporting",
-        *("--transport", ballast.transport, "--variant", ballast.variant),
-        env={**os.environ, "BALLAST_RUNTIME_DIR": str(paths.directory.parent)},
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            while not paths.device(ballast.transport).is_socket():
-                if process.returncode is not None:
-                    raise OperatorError(f"`ballast serve` ended with {process.returncode}")
-                await asyncio.sleep(0.02)
-        yield process.pid
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()

@@ -10,6 +10,8 @@ from rich.table import Table
 from ballast.bench.rows import Row
 from ballast.sizes import format_size
 
+GIB = 1 << 30
+
 WIDTH = 80
 """Columns that a table may take."""
 
@@ -20,6 +22,32 @@ def tables(rows: Iterable[Row]) -> list[Table]:
         _table(f"{memory} memory, {_boot(boot)}", list(group))
         for (boot, memory), group in groupby(rows, lambda row: (row.boot, row.memory))
     ]
+
+
+def ring_table(rows: Iterable[Row], depth: int) -> Table:
+    """Return the patterns with their speed, and what a buffer and a GiB cost."""
+    title = f"Inflating touched memory, {depth} buffers on the way"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for heading in ("PATTERN", "WHO"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("GIB/S", "MIN-MAX", "OF FLOOR", "US/BUFFER", "CPU S/GIB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    floors = {row.pattern: _speed(row) for row in rows if row.who == "floor"}
+    for row in rows:
+        floor = floors.get(row.pattern)
+        gib = row.freed_bytes_median / GIB
+        table.add_row(
+            *(row.pattern or "", row.who, f"{_speed(row):.2f}"),
+            f"{gib / max(row.seconds_all):.2f}-{gib / min(row.seconds_all):.2f}",
+            f"{_speed(row) / floor:.2f}" if floor else "-",
+            f"{row.seconds_median / row.buffers * 1e6:.1f}" if row.buffers else "-",
+            f"{row.host_cpu_seconds_median / gib:.3f}" if gib else "-",
+        )
+    return table
+
+
+def _speed(row: Row) -> float:
+    return row.freed_bytes_median / GIB / row.seconds_median
 
 
 def _boot(boot: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Measurement:
-    """One resize of one guest.
+    """One piece of work, done once.
 
     Attributes:
         work: `inflate` or `deflate`.
@@ -21,6 +21,10 @@ class Measurement:
         seconds: Wall time.
         host_cpu_seconds: CPU time of QEMU, without the guest's CPUs, and of the backend.
         freed_bytes: How much less the host held afterwards.
+        pattern: The order of page numbers, where a pattern was played; None for real guests.
+        vms: How many VMs took part.
+        buffers: How many buffers went through a ring; 0 if nobody counted.
+        latency_p99_seconds: Of requests beside the work, where they were measured.
     """
 
     work: str
@@ -30,6 +34,10 @@ class Measurement:
     seconds: float
     host_cpu_seconds: float
     freed_bytes: int
+    pattern: str | None = None
+    vms: int = 1
+    buffers: int = 0
+    latency_p99_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,16 +47,17 @@ class Row:
     Attributes:
         work: As in `Measurement`.
         who: As in `Measurement`.
-        pattern: The order of page numbers, where a pattern was played; None for real guests.
+        pattern: As in `Measurement`.
         boot: As in `Measurement`.
         memory: As in `Measurement`.
-        vms: How many VMs took part.
+        vms: As in `Measurement`.
         seconds_median: Of all rounds.
         seconds_all: Each round.
         host_cpu_seconds_median: Of all rounds.
         host_cpu_seconds_all: Each round.
         freed_bytes_median: Of all rounds.
-        latency_p99_seconds: Of requests beside the work, where they were measured.
+        latency_p99_seconds: The median of all rounds.
+        buffers: As in `Measurement`, in one round.
     """
 
     work: str
@@ -63,13 +72,15 @@ class Row:
     host_cpu_seconds_all: list[float]
     freed_bytes_median: int
     latency_p99_seconds: float | None
+    buffers: int = 0
 
 
 def summarise(measurements: Iterable[Measurement]) -> list[Row]:
     """Return one row for each kind of measurement, in the order of their first appearance."""
-    groups: dict[tuple[str, str, str, str], list[Measurement]] = {}
+    groups: dict[tuple[object, ...], list[Measurement]] = {}
     for each in measurements:
-        groups.setdefault((each.boot, each.memory, each.work, each.who), []).append(each)
+        kind = (each.boot, each.memory, each.pattern, each.vms, each.work, each.who)
+        groups.setdefault(kind, []).append(each)
     return [_row(group) for group in groups.values()]
 
 
@@ -77,19 +88,21 @@ def _row(group: list[Measurement]) -> Row:
     first = group[0]
     seconds = [each.seconds for each in group]
     cpu = [each.host_cpu_seconds for each in group]
+    latencies = [each.latency_p99_seconds for each in group if each.latency_p99_seconds is not None]
     return Row(
         work=first.work,
         who=first.who,
-        pattern=None,
+        pattern=first.pattern,
         boot=first.boot,
         memory=first.memory,
-        vms=1,
+        vms=first.vms,
         seconds_median=statistics.median(seconds),
         seconds_all=seconds,
         host_cpu_seconds_median=statistics.median(cpu),
         host_cpu_seconds_all=cpu,
         freed_bytes_median=int(statistics.median(each.freed_bytes for each in group)),
-        latency_p99_seconds=None,
+        latency_p99_seconds=statistics.median(latencies) if latencies else None,
+        buffers=first.buffers,
     )
 
 

@@ -11,9 +11,11 @@ import typer
 
 from ballast.bench.contestants import CONTESTANTS, DEFAULT_CONTESTANTS
 from ballast.bench.guest import GuestBench
-from ballast.bench.report import tables
+from ballast.bench.patterns import PATTERNS
+from ballast.bench.report import ring_table, tables
+from ballast.bench.ring import bench_ring
 from ballast.bench.rows import as_json, machine_facts, summarise
-from ballast.cli.common import QemuPath, console, write_text
+from ballast.cli.common import QemuPath, console, size_argument, write_text
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import build_guest
 from ballast_images.progress import ConsoleReporter
@@ -91,4 +93,53 @@ def guest(
         console.print(table)
     if json_file is not None:
         facts = machine_facts(accel, found.version, image.kernel_release)
+        write_text(json_file, json.dumps(as_json(facts, rows), indent=2) + "\n")
+
+
+def _check_patterns(names: list[str] | None) -> list[str] | None:
+    """Refuse a pattern that does not exist.
+
+    Raises:
+        typer.BadParameter: So it is.
+    """
+    for name in names or []:
+        if name not in PATTERNS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(PATTERNS)}")
+    return names
+
+
+@app.command()
+def ring(
+    rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds of each.")] = 5,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            callback=_check_patterns,
+            help=f"What to play; repeat for several. One of {', '.join(PATTERNS)}.",
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(parser=size_argument, metavar="SIZE", help="How much is given up.")
+    ] = 1 << 30,
+    depth: Annotated[
+        int,
+        typer.Option(min=1, max=128, help="Buffers on the way at once; Linux' driver has 1."),
+    ] = 64,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
+    ] = None,
+) -> None:
+    """Play patterns of page numbers through a daemon's ring, beside the raw system calls.
+
+    No guest and no QEMU: a scripted front-end plays the driver, on memory that is populated before
+    each round. Beside it stand the floor, which is `fallocate` on the same ranges without any ring,
+    and QEMU's way, which is a `fallocate` and a `madvise` for each page.
+    """
+    rows = summarise(
+        asyncio.run(bench_ring(pattern or list(PATTERNS), size, depth, rounds, ConsoleReporter()))
+    )
+    console.print(ring_table(rows, depth))
+    if json_file is not None:
+        facts = {**machine_facts("none", "none", "none"), "depth": depth}
         write_text(json_file, json.dumps(as_json(facts, rows), indent=2) + "\n")

@@ -6,7 +6,7 @@ Three points are easy to get wrong and are settled here:
   store. `struct` with an explicit byte order moves single bytes, and a driver on another CPU could
   see half of an index.
 * After an index is published, the other side's event field must be read *after* that store has
-  become visible. Only a full memory barrier does that; see `_full_barrier`.
+  become visible. Only a full memory barrier does that; see `full_barrier`.
 * The used index is published by `publish`, apart from `add_used`, so that whoever uses the queue
   decides that the work is done (in a balloon: that the pages are gone) before the driver learns.
 """
@@ -49,7 +49,7 @@ _USED_ELEMENT = struct.Struct("<II")
 _fence = threading.Lock()
 
 
-def _full_barrier() -> None:
+def full_barrier() -> None:
     """Order every earlier store before every later load, as `smp_mb` does.
 
     Taking a lock that is free is an atomic read-modify-write, which on x86-64 is a full barrier.
@@ -173,7 +173,7 @@ class SplitQueue:
         if old == new:
             return False
         self._used[_INDEX] = new
-        _full_barrier()
+        full_barrier()
         if not self.state.event_idx:
             return not self._avail[_AVAIL_FLAGS] & AvailFlag.NO_INTERRUPT
         previous, self._signalled = self._signalled, new
@@ -189,5 +189,5 @@ class SplitQueue:
         """
         if self.state.event_idx:
             self._used[_RING + 4 * self.state.size] = self.state.next_avail
-            _full_barrier()
+            full_barrier()
         return self.available() > 0
