@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -32,7 +33,14 @@ def check_name(name: str) -> str:
 
 
 class FdStore(Protocol):
-    """Holds descriptors beyond the life of this process, by name."""
+    """Holds descriptors beyond the life of this process, by name.
+
+    Attributes:
+        accepts: Whether the store's owner accepts the connection of a VM that has none stored, and
+            stores it itself. Then the listener is left alone until there is one.
+    """
+
+    accepts: bool
 
     def put(self, name: str, fd: int) -> None:
         """Store a duplicate of a descriptor, instead of an older one of that name.
@@ -57,6 +65,8 @@ class FdStore(Protocol):
 class NoStore:
     """Keeps nothing: what a process holds ends with it."""
 
+    accepts = False
+
     def put(self, name: str, fd: int) -> None:
         """Check the name, and that is all."""
         check_name(name)
@@ -75,6 +85,8 @@ class MemoryStore:
     Attributes:
         held: The store's own descriptors by name, to be looked at.
     """
+
+    accepts = False
 
     def __init__(self) -> None:
         self.held: dict[str, int] = {}
@@ -115,3 +127,62 @@ class MemoryStore:
         """Let everything go."""
         for name in list(self.held):
             self.drop(name)
+
+
+class VmStore:
+    """One VM's part of a store, and what its predecessor left there for it.
+
+    Attributes:
+        accepts: As the store's.
+    """
+
+    def __init__(self, store: FdStore, vm: str, left: Mapping[str, int]) -> None:
+        """Take over what was left for a VM.
+
+        Args:
+            store: The whole store.
+            vm: The VM's name.
+            left: What the store's `take_all` returned, or what is left of it. What is not the VM's
+                stays the caller's.
+        """
+        self.accepts = store.accepts
+        self._store = store
+        self._prefix = f"{vm}/"
+        self._left = {
+            name.removeprefix(self._prefix): fd
+            for name, fd in left.items()
+            if name.startswith(self._prefix)
+        }
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What the predecessor left and nobody has taken yet, without the VM's name."""
+        return tuple(self._left)
+
+    def put(self, what: str, fd: int) -> None:
+        """Store a duplicate of a descriptor, instead of an older one of that name.
+
+        Raises:
+            InternalError: The name cannot be one.
+        """
+        self._store.put(self._prefix + what, fd)
+
+    def drop(self, what: str) -> None:
+        """Let a descriptor go, if there is one of that name."""
+        self._store.drop(self._prefix + what)
+
+    def take(self, what: str) -> int | None:
+        """Return what the predecessor left, which is the caller's then; the store keeps its own."""
+        return self._left.pop(what, None)
+
+    def drop_rest(self) -> None:
+        """Let go of what the predecessor left and nobody took."""
+        while self._left:
+            what, fd = self._left.popitem()
+            os.close(fd)
+            self.drop(what)
+
+
+def no_store(vm: str = "vm") -> VmStore:
+    """Return a part of a store that keeps nothing."""
+    return VmStore(NoStore(), vm, {})

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from ballast.streams.fdstore import VmStore, no_store
 from ballast.streams.unix import listen, peer_pid
 from ballast_protocol.errors import OperatorError
 
@@ -63,6 +64,7 @@ class DeviceServer:
         path: Path | None = None,
         fd: int | None = None,
         changed: Callable[[], None] = lambda: None,
+        store: VmStore | None = None,
     ) -> None:
         """Serve at `path`, or over a socket that was inherited as `fd`.
 
@@ -70,7 +72,10 @@ class DeviceServer:
             path: Where to listen.
             fd: A listening or a connected socket, QEMU's `--fd` convention for back-ends.
             changed: Called when a VMM has come or gone.
+            store: Where descriptors are kept for a successor, and what a predecessor left there;
+                what it left comes before `path` and `fd`.
         """
+        self._store = store or no_store()
         self._path = path
         self._fd = fd
         self._changed = changed
@@ -89,10 +94,22 @@ class DeviceServer:
         Raises:
             OperatorError: The path or the descriptor cannot be used.
         """
-        if self._path is not None:
-            self._watch(listen(self._path))
-        elif self._fd is not None:
+        listener, connection = self._store.take("listener"), self._store.take("connection")
+        if listener is not None:
+            self._listen_on(socket.socket(fileno=listener))
+        elif self._path is not None:
+            self._listen_on(listen(self._path))
+        elif self._fd is not None and connection is None:
             self._inherit(self._fd)
+        if connection is not None:
+            self._serve(socket.socket(fileno=connection))
+
+    def offer(self, sock: socket.socket) -> None:
+        """Serve a connection that was accepted, and stored, by the owner of the store."""
+        if self.session is None:
+            self._serve(sock)
+        else:
+            self._refuse(sock)
 
     def _inherit(self, fd: int) -> None:
         try:
@@ -104,14 +121,26 @@ class DeviceServer:
                 hint="--fd takes a Unix socket, listening or connected, open in this process.",
             ) from error
         if listening:
-            sock.setblocking(False)
-            self._watch(sock)
+            self._listen_on(sock)
         else:
+            self._store.put("connection", sock.fileno())
             self._serve(sock)
 
-    def _watch(self, listener: socket.socket) -> None:
+    def _listen_on(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._acceptable)
+        self._store.put("listener", listener.fileno())
+        self._watch()
+
+    def _watch(self) -> None:
+        """Accept connections; where another process does that, only those to be refused."""
+        if self._listener is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._store.accepts and self.session is None:
+            loop.remove_reader(self._listener)
+        else:
+            loop.add_reader(self._listener, self._acceptable)
 
     def _acceptable(self) -> None:
         """Take a connection; a second one beside a living one is refused."""
@@ -124,7 +153,7 @@ class DeviceServer:
             log.warning("a connection could not be accepted: %s", error)
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)
-            self._pause = loop.call_later(ACCEPT_PAUSE_SECONDS, self._watch, self._listener)
+            self._pause = loop.call_later(ACCEPT_PAUSE_SECONDS, self._watch)
             return
         if self.session is not None:
             self._refused += 1
@@ -133,6 +162,7 @@ class DeviceServer:
             )
             self._refuse(sock)
             return
+        self._store.put("connection", sock.fileno())
         self._serve(sock)
 
     def _refuse(self, sock: socket.socket) -> None:
@@ -145,8 +175,10 @@ class DeviceServer:
         except OSError as error:
             log.error("process %s cannot be served: %s", peer_pid(sock), error)
             sock.close()
+            self._store.drop("connection")
             return
         log.info("process %s connected", self.session.pid)
+        self._watch()
         self._changed()
 
     def _ended(self, reason: str) -> None:
@@ -156,6 +188,8 @@ class DeviceServer:
             log.error("the connection of process %s ended: %s", pid, reason)
         else:
             log.info("process %s disconnected", pid)
+        self._watch()
+        self._store.drop("connection")
         self._changed()
 
     def notify_config(self) -> None:
@@ -192,9 +226,11 @@ class DeviceServer:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+            self._store.drop("listener")
             if self._path is not None:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
         if self.session is not None:
             self.session.close()
             self.session = None
+            self._store.drop("connection")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ballast.streams.fdstore import FdStore, MemoryStore, NoStore
+from ballast.streams.fdstore import FdStore, MemoryStore, NoStore, VmStore, no_store
 from ballast_protocol.errors import InternalError
 from support.fds import none_left_open
 
@@ -78,3 +78,31 @@ def test_what_is_dropped_is_closed() -> None:
 def test_a_name_that_some_store_does_not_take(kind: type[NoStore | MemoryStore], name: str) -> None:
     with none_left_open(), pytest.raises(InternalError):
         kind().put(name, 0)
+
+
+def test_a_vm_s_part_of_a_store() -> None:
+    with none_left_open(), MemoryStore() as store:
+        for name in ("web/listener", "web/kick.0", "web2/listener"):
+            fd = eventfd_of(len(name))
+            store.put(name, fd)
+            os.close(fd)
+        everything = store.take_all()
+        part = VmStore(store, "web", everything)
+        os.close(everything["web2/listener"])
+        assert sorted(part.left) == ["kick.0", "listener"]
+        listener = part.take("listener")
+        assert listener is not None
+        assert count_of(listener) == len("web/listener")
+        assert part.take("listener") is None
+        part.put("copy", listener)
+        os.close(listener)
+        part.drop("copy")
+        part.drop_rest()
+        assert sorted(store.held) == ["web/listener", "web2/listener"]
+
+
+def test_a_vm_without_a_store() -> None:
+    part = no_store()
+    assert not part.left
+    assert not part.accepts
+    part.drop_rest()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ballast.streams.fdstore import MemoryStore, VmStore
 from ballast.transport.server import DeviceServer, Session
 from ballast_protocol.errors import OperatorError
 from support.backend import until
@@ -111,6 +113,13 @@ def ended(client: socket.socket) -> bool:
         return False
 
 
+async def refused(path: Path) -> None:
+    """Connect, and wait to be turned away."""
+    with connected(path) as client:
+        client.setblocking(False)
+        await until(lambda: ended(client))
+
+
 async def test_an_inherited_connection_is_served_at_once() -> None:
     with none_left_open():
         ours, theirs = socket.socketpair()
@@ -136,3 +145,73 @@ async def test_an_inherited_listener_is_listened_at(tmp_path: Path) -> None:
 async def test_what_was_inherited_has_to_be_a_socket(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file, pytest.raises(OperatorError, match="not a socket"):
         await Server(fd=file.fileno()).start()
+
+
+# What outlives the process
+
+
+async def test_listener_and_connection_are_stored_as_long_as_they_last(tmp_path: Path) -> None:
+    with none_left_open(), MemoryStore() as store:
+        server = Server(path=tmp_path / "s", store=VmStore(store, "vm", {}))
+        await server.start()
+        assert set(store.held) == {"vm/listener"}
+        with connected(tmp_path / "s"):
+            await until(lambda: server.session is not None)
+            assert set(store.held) == {"vm/listener", "vm/connection"}
+            session = server.session
+            assert isinstance(session, FakeSession)
+            session.close()
+            session.ended("")
+        assert set(store.held) == {"vm/listener"}
+        await server.close()
+        assert not store.held
+
+
+async def test_a_successor_serves_the_same_connection(tmp_path: Path) -> None:
+    with none_left_open(), MemoryStore() as store:
+        first = Server(path=tmp_path / "s", store=VmStore(store, "vm", {}))
+        await first.start()
+        with connected(tmp_path / "s") as client:
+            await until(lambda: first.session is not None)
+            left = VmStore(store, "vm", store.take_all())
+            second = Server(path=tmp_path / "s", store=left)
+            await second.start()
+            assert second.session is not None
+            # What the first process had goes when it dies; the connection does not.
+            assert isinstance(first.session, FakeSession)
+            first.session.close()
+            client.setblocking(False)
+            assert not ended(client)
+            await refused(tmp_path / "s")
+            await second.close()
+            assert ended(client)
+        first.session = None
+        await first.close()
+
+
+class AcceptingStore(MemoryStore):
+    """A store whose owner accepts connections."""
+
+    accepts = True
+
+
+async def test_a_listener_is_left_to_whoever_stores_connections(tmp_path: Path) -> None:
+    with none_left_open(), AcceptingStore() as store:
+        server = Server(path=tmp_path / "s", store=VmStore(store, "vm", {}))
+        await server.start()
+        with (
+            connected(tmp_path / "s"),
+            socket.socket(fileno=os.dup(store.held["vm/listener"])) as s,
+        ):
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert server.session is None
+            server.offer(s.accept()[0])
+            assert server.session is not None
+            # Beside a connection that is served, others are refused here.
+            await refused(tmp_path / "s")
+            ours, theirs = socket.socketpair()
+            server.offer(ours)
+            assert theirs.recv(1) == b""
+            theirs.close()
+        await server.close()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ballast.balloon.device import BalloonDevice
+from ballast.streams.fdstore import VmStore
 from ballast.transport.server import DeviceServer
 from ballast.transport.vfio_user.refusal import Refusal
 from ballast.transport.vfio_user.session import Session
@@ -29,8 +30,9 @@ class VfioUserServer(DeviceServer):
         fd: int | None = None,
         variant: Variant = Variant.MSIX_MAPPED,
         changed: Callable[[], None] = lambda: None,
+        store: VmStore | None = None,
     ) -> None:
-        super().__init__(path=path, fd=fd, changed=changed)
+        super().__init__(path=path, fd=fd, changed=changed, store=store)
         self._device = device
         self._variant = variant
         self._refusals: set[Refusal] = set()

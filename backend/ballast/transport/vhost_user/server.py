@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ballast.balloon.device import BalloonDevice
+from ballast.streams.fdstore import VmStore
 from ballast.transport.server import DeviceServer
 from ballast.transport.vhost_user.notifier import NotifierCounts
 from ballast.transport.vhost_user.session import Session
@@ -25,8 +26,9 @@ class VhostUserServer(DeviceServer):
         path: Path | None = None,
         fd: int | None = None,
         changed: Callable[[], None] = lambda: None,
+        store: VmStore | None = None,
     ) -> None:
-        super().__init__(path=path, fd=fd, changed=changed)
+        super().__init__(path=path, fd=fd, changed=changed, store=store)
         self._device = device
         self._counts = NotifierCounts()
 
