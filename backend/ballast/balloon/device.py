@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ballast.balloon.blocks import BlockBook
 from ballast.balloon.hinting import HintingRound, HintState
 from ballast.balloon.metrics import BalloonMetrics
 from ballast.balloon.pages import PageBook
@@ -87,6 +88,7 @@ class BalloonDevice:
         ram_bytes: The size of the machine; 0 until the memory is known.
         actual_pages: The balloon's size in 4 KiB pages, as the guest says.
         pages: The ledger and the memory under it.
+        blocks: The second book: what the agent in the guest has taken, in blocks of 2 MiB.
         statistics: What the guest last sent.
         hinting: The free-page-hint round.
         metrics: Counters.
@@ -110,6 +112,8 @@ class BalloonDevice:
         self.actual_pages = 0
         self.metrics = BalloonMetrics()
         self.pages = PageBook(self.metrics, discard_piece)
+        self.blocks = BlockBook(self.pages)
+        self.pages.on_inflate = self.blocks.kernel_took
         self.statistics = GuestStatistics()
         self.hinting = HintingRound()
         self._ram_is_fixed = ram_bytes > 0
@@ -246,6 +250,8 @@ class BalloonDevice:
     def _forget_driver(self) -> None:
         """Begin with a driver that has given up nothing; the operator's target stays."""
         self.pages.ledger.clear()
+        # Perhaps the whole guest is new. If not, its agent says anew what it holds.
+        self.blocks.clear()
         self.statistics.reset()
         self.hinting = HintingRound()
         has_poison = self.driver_features & BalloonFeature.PAGE_POISON
@@ -265,6 +271,7 @@ class BalloonDevice:
         self.driver_features, self.actual_pages, self._poison = 0, 0, 0
         self._poison_written = None
         self.pages.ledger.clear()
+        self.blocks.clear()
         self.pages.memory = MemoryMap()
         self.pages.last_failure = ""
         self.statistics.reset()

@@ -11,7 +11,7 @@ The rules that keep the guest's data safe (docs/architecture.md):
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ballast.balloon.ledger import Ledger
 from ballast.balloon.metrics import BalloonMetrics
@@ -33,10 +33,12 @@ class PageBook:
         memory: The current memory map; replaced at each change.
         ledger: The pages that the guest's kernel has given up.
         last_failure: Why the kernel last refused to free memory; empty if it never did.
+        on_inflate: Told of each run of pages that the guest's kernel hands over.
     """
 
     def __init__(self, metrics: BalloonMetrics, discard_piece: Discard = discard) -> None:
         self.memory = MemoryMap()
+        self.on_inflate: Callable[[int, int], None] = lambda first, count: None
         self.ledger = Ledger()
         self.last_failure = ""
         self._metrics = metrics
@@ -50,6 +52,7 @@ class PageBook:
                 added = self.ledger.add(*run)
                 self._metrics.inflate_pages += added
                 self._metrics.pages_inflated_twice += run[1] - added
+                self.on_inflate(*run)
                 given += self._give_back(piece)
         return given
 
@@ -72,6 +75,10 @@ class PageBook:
             return 0
         self._metrics.reported_bytes += buffer.length
         return sum(self._call(piece) for piece in pieces)
+
+    def give_back(self, piece: Piece) -> int:
+        """Give a piece back that is not the kernel's to give; return how many bytes went back."""
+        return self._call(piece)
 
     def waiting_bytes(self) -> int:
         """Return how much is in the book but still held by the host.
