@@ -43,8 +43,9 @@ DEFAULT_FEATURES = (
 SLICE_BUFFERS = 64
 """Buffers served before the caller gets the thread back."""
 
-SLICE_BYTES = 64 << 20
-"""Bytes given back or spoken of before the caller gets the thread back: 5 ms for sane drivers."""
+SLICE_BYTES = 8 << 20
+"""Bytes given back or spoken of before the caller gets the thread back: less than a millisecond for
+drivers whose pages are adjacent."""
 
 MAX_PAGES = (1 << 32) - 1
 """What `num_pages` can hold: a balloon has at most 16 TiB."""

@@ -10,12 +10,11 @@ The rules that keep the guest's data safe (docs/architecture.md):
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 
 from ballast.balloon.ledger import Ledger
 from ballast.balloon.metrics import BalloonMetrics
-from ballast.balloon.ranges import Run, merge
+from ballast.balloon.ranges import Run, runs_of_array
 from ballast.memory.map import MemoryMap, Piece
 from ballast.memory.reclaim import Discard, discard, whole_host_pages
 from ballast.queue.chain import Buffer, Chain
@@ -103,9 +102,7 @@ class PageBook:
         """
         if chain.readable_bytes > MAX_ARRAY_BYTES:
             raise QueueError(f"PFN array of {chain.readable_bytes} bytes")
-        data = chain.read(self.memory, MAX_ARRAY_BYTES)
-        count = len(data) // 4
-        return merge(struct.unpack_from(f"<{count}I", data))
+        return runs_of_array(chain.read(self.memory, MAX_ARRAY_BYTES))
 
     def _ram(self, first: int, count: int) -> Iterator[tuple[Piece, Run]]:
         """Yield the parts of a run that are RAM, and count the pages that are not."""
