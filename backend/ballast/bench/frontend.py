@@ -112,6 +112,11 @@ class Ring:
         for slot in range(QUEUE_SIZE):
             words[self._avail + 2 + slot] = slot
 
+    @property
+    def in_flight(self) -> int:
+        """How many buffers the device has."""
+        return (self._offered - self.returned()) & 0xFFFF
+
     def returned(self) -> int:
         """How many buffers have come back, modulo 2^16."""
         return self._words[self._used + 1]
@@ -140,7 +145,7 @@ class Ring:
         """
         self._words[self._used_event] = (self._offered - count - 1) & 0xFFFF
         full_barrier()
-        while (self._offered - self.returned()) & 0xFFFF > count:
+        while self.in_flight > count:
             ready, _, _ = select.select([self.call], [], [], PATIENCE_SECONDS)
             if not ready:
                 raise TimedOutError(f"a buffer did not come back in {PATIENCE_SECONDS:g} s")

@@ -8,6 +8,7 @@ from itertools import groupby
 from rich.table import Table
 
 from ballast.bench.rows import Row
+from ballast.bench.scale import Idle
 from ballast.sizes import format_size
 
 GIB = 1 << 30
@@ -42,6 +43,34 @@ def ring_table(rows: Iterable[Row], depth: int) -> Table:
             f"{_speed(row) / floor:.2f}" if floor else "-",
             f"{row.seconds_median / row.buffers * 1e6:.1f}" if row.buffers else "-",
             f"{row.host_cpu_seconds_median / gib:.3f}" if gib else "-",
+        )
+    return table
+
+
+def scale_table(rows: Iterable[Row], idle: Iterable[Idle]) -> Table:
+    """Return what each number of VMs does to throughput, to memory, and to whoever asks."""
+    table = Table(
+        title="All VMs but one inflate and deflate without pause",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
+    headings = ("VMS", "GIB/S", "CPU S/GIB", "KIB/IDLE VM", "QUERY P99 MS", "CONFIG P99 MS")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    memory = {each.vms: f"{each.bytes_per_vm / 1024:.0f}" for each in idle}
+    for vms, group in groupby(sorted(rows, key=lambda row: row.vms), lambda row: row.vms):
+        by_work = {row.work: row for row in group}
+        work, gib = by_work["inflate"], by_work["inflate"].freed_bytes_median / GIB
+        table.add_row(
+            *(str(vms), f"{_speed(work):.2f}"),
+            f"{work.host_cpu_seconds_median / gib:.3f}" if gib else "-",
+            memory.get(vms, "-"),
+            *(
+                f"{(by_work[name].latency_p99_seconds or 0) * 1000:.1f}"
+                for name in ("query-balloon", "config-change")
+            ),
         )
     return table
 
