@@ -11,7 +11,8 @@
     │   ├── AddressError    an address outside the guest's current memory
     │   └── QueueError      a virtqueue that breaks the virtio specification
     └── OperatorError       the request, the command line or the machine; says what to do about it
-        └── TimedOutError   what was asked for did not happen in the time allowed
+        ├── TimedOutError   what was asked for did not happen in the time allowed
+        └── StateError      what an earlier process left cannot be used by this one
 
 What follows from each: an `InternalError` ends the task that met it and is logged with its
 traceback; a `PeerError` ends that one connection; a `GuestError` is counted in the device's
@@ -69,3 +70,7 @@ class OperatorError(BallastError):
 
 class TimedOutError(OperatorError):
     """What was asked for did not happen in the time allowed."""
+
+
+class StateError(OperatorError):
+    """What an earlier process left for this one is damaged, or of a version unknown here."""
