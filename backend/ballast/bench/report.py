@@ -75,6 +75,12 @@ def scale_table(rows: Iterable[Row], idle: Iterable[Idle]) -> Table:
     return table
 
 
+def speeds(row: Row) -> list[float]:
+    """Return GiB/s: the median, and after it every round."""
+    gib = row.freed_bytes_median / GIB
+    return [_speed(row), *(gib / seconds for seconds in row.seconds_all)]
+
+
 def _speed(row: Row) -> float:
     return row.freed_bytes_median / GIB / row.seconds_median
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,10 @@ import typer
 from ballast.bench.contestants import CONTESTANTS, DEFAULT_CONTESTANTS
 from ballast.bench.guest import GuestBench
 from ballast.bench.patterns import PATTERNS
-from ballast.bench.report import ring_table, scale_table, tables
+from ballast.bench.plot import guest_kind, ring_kind, save_bars, scale_kind
+from ballast.bench.report import ring_table, scale_table, speeds, tables
 from ballast.bench.ring import bench_ring
-from ballast.bench.rows import as_json, machine_facts, summarise
+from ballast.bench.rows import Row, as_json, machine_facts, summarise
 from ballast.bench.scale import bench_scale
 from ballast.cli.common import QemuPath, console, size_argument, write_text
 from ballast_images.accelerator import accelerator
@@ -23,6 +25,14 @@ from ballast_images.progress import ConsoleReporter
 from ballast_images.qemu import find_qemu
 
 app = typer.Typer(help="Measure Ballast against QEMU's own balloon, interleaved in one run.")
+
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
+]
+PlotFile = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw the results as SVG.")
+]
 
 
 @app.callback(no_args_is_help=True)
@@ -65,9 +75,8 @@ def guest(
         bool, typer.Option("--untouched", help="Measure never touched memory too.")
     ] = False,
     qemu: QemuPath = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """Inflate and deflate 1 GiB of a 2 GiB guest, with Ballast and with QEMU's own balloon.
 
@@ -92,9 +101,9 @@ def guest(
     rows = summarise(asyncio.run(plan.run()))
     for table in tables(rows):
         console.print(table)
-    if json_file is not None:
-        facts = machine_facts(accel, found.version, image.kernel_release)
-        write_text(json_file, json.dumps(as_json(facts, rows), indent=2) + "\n")
+    _write(json_file, machine_facts(accel, found.version, image.kernel_release), rows)
+    if plot is not None:
+        _plot(rows, plot, guest_kind, lambda row: [row.seconds_median, *row.seconds_all], "seconds")
 
 
 def _check_patterns(names: list[str] | None) -> list[str] | None:
@@ -127,9 +136,8 @@ def ring(
         int,
         typer.Option(min=1, max=128, help="Buffers on the way at once; Linux' driver has 1."),
     ] = 64,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """Play patterns of page numbers through a daemon's ring, beside the raw system calls.
 
@@ -141,9 +149,9 @@ def ring(
         asyncio.run(bench_ring(pattern or list(PATTERNS), size, depth, rounds, ConsoleReporter()))
     )
     console.print(ring_table(rows, depth))
-    if json_file is not None:
-        facts = {**machine_facts("none", "none", "none"), "depth": depth}
-        write_text(json_file, json.dumps(as_json(facts, rows), indent=2) + "\n")
+    _write(json_file, {**machine_facts("none", "none", "none"), "depth": depth}, rows)
+    if plot is not None:
+        _plot(rows, plot, ring_kind, speeds, "GiB/s")
 
 
 @app.command()
@@ -153,9 +161,8 @@ def scale(
         typer.Option("--vms", min=1, max=1024, help="How many VMs; repeat for several."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds of each.")] = 3,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """Serve many VMs from one daemon, all but one of them inflating without pause.
 
@@ -166,9 +173,32 @@ def scale(
     found, idle = asyncio.run(bench_scale(vms or [1, 8, 64, 256], rounds, ConsoleReporter()))
     rows = summarise(found)
     console.print(scale_table(rows, idle))
-    if json_file is not None:
-        facts = {
-            **machine_facts("none", "none", "none"),
-            "idle-bytes-per-vm": {str(each.vms): each.bytes_per_vm for each in idle},
-        }
-        write_text(json_file, json.dumps(as_json(facts, rows), indent=2) + "\n")
+    costs = {str(each.vms): each.bytes_per_vm for each in idle}
+    _write(json_file, {**machine_facts("none", "none", "none"), "idle-bytes-per-vm": costs}, rows)
+    if plot is not None:
+        asked = [row for row in rows if row.latency_p99_seconds is not None]
+        save_bars(
+            asked,
+            plot,
+            kind=scale_kind,
+            who=lambda row: row.work,
+            value=lambda row: [(row.latency_p99_seconds or 0) * 1000],
+            unit="99th percentile, ms",
+        )
+
+
+def _write(path: Path | None, facts: dict[str, object], rows: list[Row]) -> None:
+    """Write the results as JSON, if a file was asked for."""
+    if path is not None:
+        write_text(path, json.dumps(as_json(facts, rows), indent=2) + "\n")
+
+
+def _plot(
+    rows: list[Row],
+    path: Path,
+    kind: Callable[[Row], str],
+    value: Callable[[Row], Sequence[float]],
+    unit: str,
+) -> None:
+    """Draw one bar for each contestant."""
+    save_bars(rows, path, kind=kind, who=lambda row: row.who, value=value, unit=unit)

@@ -53,6 +53,6 @@ def demo(
     if json_file is not None:
         write_text(json_file, json.dumps(result.as_json(), indent=2) + "\n")
     if plot is not None:
-        report.save_svg(record, plot)
+        report.save_plot(record, plot)
     if not result.ok:
         raise OperatorError("the demo did not do what it should; see the table")

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ballast.demo.record import Recording
 from ballast.demo.scenario import Step
+from ballast.drawing import new_figure, save_svg
 from ballast.sizes import format_size
-from ballast_protocol.errors import OperatorError
 
 _MIB = 1 << 20
 _CURVES = (
@@ -164,19 +164,13 @@ def chart(record: Recording, *, width: int, in_colour: bool) -> str:
     return drawn if in_colour else str(plotext.uncolorize(drawn))
 
 
-def save_svg(record: Recording, path: Path) -> None:
+def save_plot(record: Recording, path: Path) -> None:
     """Draw the recording into an SVG file.
 
     Raises:
         OperatorError: The drawing library is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OperatorError(
-            "drawing needs matplotlib", hint="Install it with: pip install 'ballast[plot]'"
-        ) from error
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     for label, attribute in _CURVES:
         axes.plot(*_curve(record, attribute), label=label)
@@ -185,7 +179,4 @@ def save_svg(record: Recording, path: Path) -> None:
         axes.text(seconds, 0, f" {name}", rotation=90, va="bottom", fontsize=8, color="0.4")
     axes.set(xlabel="seconds", ylabel="MiB", title="The guest's memory", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=len(_CURVES))
-    try:
-        figure.savefig(path, format="svg")
-    except OSError as error:
-        raise OperatorError(f"cannot write {path}: {error.strerror}") from error
+    save_svg(figure, path)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 
 from ballast.demo.record import Recording, Sample
-from ballast.demo.report import DemoResult, chart, save_svg, show
+from ballast.demo.report import DemoResult, chart, save_plot, show
 from ballast.demo.scenario import Step
 
 MIB = 1 << 20
@@ -93,5 +93,5 @@ def test_the_chart_tells_curves_apart_without_colour() -> None:
 
 
 def test_the_drawing_is_svg(tmp_path: Path) -> None:
-    save_svg(record(), tmp_path / "chart.svg")
+    save_plot(record(), tmp_path / "chart.svg")
     assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")
