@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor dev format check test test-fast image agent clean
+.PHONY: help demo doctor dev format check docs test test-fast image agent clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ check: $(STAMP)  ## Format, lint, types and import rules
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## Write the references that come from the code
+	$(BIN)/python -m ballast.qmp.reference docs/qmp.md
 
 test: $(STAMP)  ## All tests, real QEMU and real guests included
 	$(BIN)/ballast image build

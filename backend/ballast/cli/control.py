@@ -98,6 +98,8 @@ def _detail_table(found: dict[str, object]) -> Table:
         "free pages reported": size_cell(dig(found, "counters", "reported-bytes")),
         "guest kernel": dig(found, "agent", "agent", "kernel-release"),
         "agent": dig(found, "agent", "agent", "version"),
+        "QMP clients": dig(found, "qmp", "clients"),
+        "QMP clients dropped": dig(found, "qmp", "dropped"),
     }
     for name, value in rows.items():
         table.add_row(name, str(value) if value not in (None, "") else "-")

@@ -1,149 +1,53 @@
-"""The QMP commands: QEMU's names and semantics for what QEMU has, `ballast-` for what is ours.
+"""QEMU's own commands, with QEMU's names, semantics and errors, for a balloon of ours.
 
-A command's arguments are declared by its function's keyword parameters and nowhere else: `COMMANDS`
-holds what was read from them, for checking and for describing.
+The commands that are ours alone are in `ballast_commands`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated
 
-from ballast.qmp import qom
-from ballast.qmp.control import BalloonControl
-from ballast.qmp.guest_stats import named_stats
-from ballast_protocol.qmp import (
-    NEGOTIATE,
-    NEGOTIATE_ARGUMENTS,
-    Argument,
-    Command,
-    ErrorClass,
-    Kind,
-    RefusedError,
-    Version,
-    check_arguments,
-)
+from ballast.qmp import ballast_commands, qom, registry, results
+from ballast.qmp.registry import COMMANDS, EVENTS, Context, command, execute
+from ballast_protocol.qmp import ErrorClass, RefusedError
+from ballast_protocol.qmp.types import ANY, EMPTY, ListOf
 
-MAX_TIMEOUT_SECONDS = 60.0
-"""A client's next command waits for this one, so none may ask for more patience than that."""
+__all__ = ["COMMANDS", "EVENTS", "Context", "ballast_commands", "command", "execute"]
 
-_KINDS: dict[object, Kind] = {
-    int: Kind.INTEGER,
-    float: Kind.NUMBER,
-    bool: Kind.BOOLEAN,
-    str: Kind.STRING,
-    object: Kind.ANY,
-}
+Path = Annotated[
+    str, "The object: `/machine/peripheral/balloon0`, or the end of that, such as `balloon0`."
+]
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a command works on.
-
-    Attributes:
-        vm: The VM whose socket the command came from.
-        version: Who we are.
-        unix_seconds: The wall clock.
-    """
-
-    vm: BalloonControl
-    version: Version
-    unix_seconds: Callable[[], float]
-
-
-Run = Callable[..., Coroutine[object, object, object]]
-_AnyRun = TypeVar("_AnyRun", bound=Run)
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """A command that clients can execute.
-
-    Attributes:
-        arguments: What it takes.
-        run: The coroutine function behind it; None where the session answers by itself.
-    """
-
-    arguments: tuple[Argument, ...]
-    run: Run | None
-
-
-COMMANDS: dict[str, Declaration] = {NEGOTIATE: Declaration(NEGOTIATE_ARGUMENTS, None)}
-"""Every command by name."""
-
-
-def _declare(parameter: inspect.Parameter, hint: object) -> Argument:
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
-    kind = Kind.STRING if choices else _KINDS[hint]
-    is_optional = parameter.default is not inspect.Parameter.empty
-    return Argument(parameter.name, kind, is_optional, choices)
-
-
-def command(name: str) -> Callable[[_AnyRun], _AnyRun]:
-    """Register a coroutine function `(context, *, arguments...)` as the command `name`."""
-
-    def register(run: _AnyRun) -> _AnyRun:
-        hints = get_type_hints(run)
-        parameters = inspect.signature(run).parameters.values()
-        arguments = tuple(
-            _declare(each, hints[each.name])
-            for each in parameters
-            if each.kind is each.KEYWORD_ONLY
-        )
-        COMMANDS[name] = Declaration(arguments, run)
-        return run
-
-    return register
-
-
-async def execute(context: Context, request: Command) -> object:
-    """Run a command and return what it answers.
-
-    Raises:
-        RefusedError: There is no such command, its arguments are wrong, or QEMU's semantics
-            refuse it.
-        OperatorError: The VM cannot do this.
-        TimedOutError: It did not happen in the time allowed.
-    """
-    declaration = COMMANDS.get(request.name)
-    if declaration is None or declaration.run is None:
-        raise RefusedError(
-            f"The command {request.name} has not been found", ErrorClass.COMMAND_NOT_FOUND
-        )
-    check_arguments(declaration.arguments, request.arguments)
-    return await declaration.run(context, **request.arguments)
-
-
-def _check_timeout(timeout: float) -> None:
-    if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
-        raise RefusedError(
-            f"Parameter 'timeout' expects seconds, more than 0 and at most {MAX_TIMEOUT_SECONDS:g}"
-        )
-
-
-@command("query-version")
+@command("query-version", returns=results.VERSION)
 async def query_version(context: Context) -> object:
     """Return the version of Ballast, in QEMU's form."""
     return context.version.to_json()
 
 
-@command("query-commands")
+@command("query-commands", returns=ListOf(results.COMMAND_INFO))
 async def query_commands(context: Context) -> object:
     """Return the names of all commands; `qmp-shell` completes them."""
     return [{"name": name} for name in COMMANDS]
 
 
-@command("query-name")
+@command("query-qmp-schema", returns=ListOf(results.SCHEMA_INFO))
+async def query_qmp_schema(context: Context) -> object:
+    """Return all commands, events and their types, in the form of QEMU's introspection."""
+    return registry.schema()
+
+
+@command("query-name", returns=results.NAME_INFO)
 async def query_name(context: Context) -> object:
     """Return the VM's name."""
     return {"name": context.vm.name}
 
 
-@command("balloon")
-async def balloon(context: Context, *, value: int) -> object:
-    """Ask the guest for a logical size in bytes; more than its RAM means all of it.
+@command("balloon", returns=EMPTY)
+async def balloon(
+    context: Context, *, value: Annotated[int, "The logical size wanted, in bytes."]
+) -> object:
+    """Ask the guest for a logical size; more than its RAM means all of it.
 
     Unlike QEMU's this is accepted before the guest's driver is there, and remembered.
     """
@@ -154,90 +58,54 @@ async def balloon(context: Context, *, value: int) -> object:
     return {}
 
 
-@command("query-balloon")
+@command("query-balloon", returns=results.BALLOON_INFO)
 async def query_balloon(context: Context) -> object:
-    """Return the logical size that the guest says it has."""
+    """Return the logical size that the guest says it has; `DeviceNotActive` without a driver."""
     actual_bytes = context.vm.actual_bytes
     if actual_bytes is None:
         raise RefusedError("No balloon device has been activated", ErrorClass.DEVICE_NOT_ACTIVE)
     return {"actual": actual_bytes}
 
 
-@command("qom-get")
-async def qom_get(context: Context, *, path: str, property: str) -> object:
-    """Return a property of the balloon."""
+@command("qom-get", returns=ANY)
+async def qom_get(
+    context: Context, *, path: Path, property: Annotated[str, "The property's name."]
+) -> object:
+    """Return a property of the balloon.
+
+    `guest-stats` is `{"stats": {...}, "last-update": Unix seconds}`, with 2⁶⁴-1 for every
+    statistic that the guest has not sent, and a `last-update` of 0 before it sent any. A reset of
+    the guest takes both back to that.
+    """
     return qom.get_property(context.vm, path, property)
 
 
-@command("qom-set")
-async def qom_set(context: Context, *, path: str, property: str, value: object) -> object:
-    """Change a property of the balloon."""
+@command("qom-set", returns=EMPTY)
+async def qom_set(
+    context: Context,
+    *,
+    path: Path,
+    property: Annotated[str, "The property's name."],
+    value: Annotated[object, "Its new value."],
+) -> object:
+    """Change a property of the balloon.
+
+    There is one: `guest-stats-polling-interval`, the seconds between two polls for statistics; 0
+    ends the polling, and what was sent last stays readable.
+    """
     qom.set_property(context.vm, path, property, value)
     return {}
 
 
-@command("qom-list")
-async def qom_list(context: Context, *, path: str) -> object:
+@command("qom-list", returns=ListOf(results.PROPERTY_INFO))
+async def qom_list(context: Context, *, path: Path) -> object:
     """Return the properties of an object, its children among them."""
     return qom.list_properties(path)
 
 
-@command("ballast-status")
-async def ballast_status(context: Context) -> object:
-    """Return everything that is known about the VM's memory."""
-    vm = context.vm
-    return {
-        "name": vm.name,
-        "ram-bytes": vm.ram_bytes,
-        "target-bytes": vm.target_bytes,
-        "actual-bytes": vm.actual_bytes,
-        **vm.status(),
-    }
-
-
-@command("ballast-stats")
-async def ballast_stats(
-    context: Context,
-    *,
-    fresh: bool = False,
-    timeout: float = 5.0,  # noqa: ASYNC109 - the name is the protocol's
+@command("qom-list-get", returns=ListOf(results.PROPERTY_VALUES))
+async def qom_list_get(
+    context: Context, *, paths: Annotated[list[str], "The objects, as in `qom-list`."]
 ) -> object:
-    """Return the guest's statistics with their age, asking the guest for new ones if `fresh`."""
-    _check_timeout(timeout)
-    if fresh:
-        await context.vm.refresh_stats(timeout)
-    stats = context.vm.guest_stats
-    age = max(0.0, context.unix_seconds() - stats.last_update) if stats.last_update else None
-    return {
-        "stats": named_stats(stats),
-        "last-update": stats.last_update,
-        "age-seconds": age,
-        "fresh": fresh,
-    }
-
-
-@command("ballast-ledger")
-async def ballast_ledger(context: Context) -> object:
-    """Return the pages that the guest's kernel has given up, as runs of 4 KiB page frames."""
-    return {"runs": [[first, count] for first, count in context.vm.ledger_runs()]}
-
-
-@command("ballast-free-page-hint")
-async def ballast_free_page_hint(context: Context, *, action: Literal["start", "stop"]) -> object:
-    """Start or end a round of free page hinting."""
-    if action == "start":
-        context.vm.start_hinting()
-    else:
-        context.vm.stop_hinting()
-    return {}
-
-
-@command("ballast-report")
-async def ballast_report(
-    context: Context,
-    *,
-    timeout: float = 5.0,  # noqa: ASYNC109 - the name is the protocol's
-) -> object:
-    """Return a fresh memory report of the agent in the guest."""
-    _check_timeout(timeout)
-    return await context.vm.request_agent_report(timeout)
+    """Return the properties of several objects with their values."""
+    return [{"properties": qom.property_values(context.vm, path)} for path in paths]

@@ -30,6 +30,25 @@ class ClientLimits:
     patience_seconds: float = 30.0
 
 
+@dataclass
+class ClientCounters:
+    """What the clients of one socket have done.
+
+    Attributes:
+        connections: How many there ever were.
+        dropped: How many were disconnected because they did not read.
+        rejected: How many were sent away because there were too many.
+        malformed: How many documents were not JSON, or broke a bound.
+        commands: How many commands were executed, refused ones included.
+    """
+
+    connections: int = 0
+    dropped: int = 0
+    rejected: int = 0
+    malformed: int = 0
+    commands: int = 0
+
+
 class Connection:
     """Serves one client: reads, executes in order, replies, and passes events on."""
 
@@ -37,14 +56,16 @@ class Connection:
         self,
         context: Context,
         limits: ClientLimits,
+        counters: ClientCounters,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._context = context
         self._limits = limits
+        self._counters = counters
         self._reader = reader
         self._writer = writer
-        self._session = ServerSession(context.version)
+        self._session = ServerSession(context.version.to_json())
         # Beyond half of what may be unsent, commands wait, so that replies leave room for events.
         writer.transport.set_write_buffer_limits(high=limits.max_unsent_bytes // 2)
 
@@ -57,6 +78,7 @@ class Connection:
                 await self._answer()
             await self._finish()
         except TimeoutError:
+            self._counters.dropped += 1
             log.warning("QMP client does not read; disconnected")
         except OSError as error:
             log.debug("QMP client left: %s", error)
@@ -68,6 +90,7 @@ class Connection:
         if not self._session.in_command_mode or self._writer.transport.is_closing():
             return
         if self._writer.transport.get_write_buffer_size() > self._limits.max_unsent_bytes:
+            self._counters.dropped += 1
             log.warning("QMP client reads no events; disconnected")
             self._writer.transport.abort()
             return
@@ -76,7 +99,7 @@ class Connection:
     async def _answer(self) -> None:
         """Reply to everything that was received, with a turn for the others after each reply."""
         while (event := self._session.next_event()) is not None:
-            reply = event.data if isinstance(event, Reply) else await self._execute(event)
+            reply = self._take(event) if isinstance(event, Reply) else await self._execute(event)
             # No waiting between the decision about the reply and its place in the buffer: an
             # event must not overtake the reply that opens the way for events.
             self._writer.write(reply)
@@ -92,7 +115,12 @@ class Connection:
         async with asyncio.timeout(self._limits.patience_seconds):
             await self._writer.wait_closed()
 
+    def _take(self, reply: Reply) -> bytes:
+        self._counters.malformed += reply.is_to_garbage
+        return reply.data
+
     async def _execute(self, command: Command) -> bytes:
+        self._counters.commands += 1
         try:
             return command.success(await execute(self._context, command))
         except Exception as error:

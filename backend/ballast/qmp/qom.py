@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from ballast.qmp.control import BalloonControl
 from ballast.qmp.guest_stats import guest_stats_property
-from ballast_protocol.qmp import Argument, ErrorClass, Kind, RefusedError, check_value
+from ballast_protocol.qmp import ErrorClass, RefusedError, check_value
+from ballast_protocol.qmp.types import INTEGER
 
 MAX_POLLING_INTERVAL_SECONDS = (1 << 32) - 1
 
-_INTERVAL = Argument("guest-stats-polling-interval", Kind.INTEGER)
+_INTERVAL = "guest-stats-polling-interval"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class QomObject:
 
 
 def _set_interval(vm: BalloonControl, value: object) -> None:
-    check_value(_INTERVAL, value)
+    check_value(_INTERVAL, INTEGER, value)
     assert isinstance(value, int)
     if value < 0:
         raise RefusedError("timer value must be greater than zero")
@@ -71,7 +72,7 @@ _BALLOON = _object(
         "guest-stats": Property(
             "guest statistics", lambda vm: guest_stats_property(vm.guest_stats)
         ),
-        _INTERVAL.name: Property("int", lambda vm: vm.stats_polling_interval, _set_interval),
+        _INTERVAL: Property("int", lambda vm: vm.stats_polling_interval, _set_interval),
     },
 )
 _PERIPHERAL = "/machine/peripheral"
@@ -91,7 +92,8 @@ def resolve(path: str) -> QomObject:
     """
     parts = tuple(part for part in path.split("/") if part)
     for place, found in _TREE.items():
-        if parts == place or (parts and not path.startswith("/") and place[-len(parts) :] == parts):
+        is_end = parts and not path.startswith("/") and place[-len(parts) :] == parts
+        if is_end or (path and parts == place):
             return found
     raise RefusedError(f"Device '{path}' not found", ErrorClass.DEVICE_NOT_FOUND)
 
@@ -131,4 +133,19 @@ def list_properties(path: str) -> list[dict[str, str]]:
     Raises:
         RefusedError: There is no such object.
     """
+    if not path:
+        raise RefusedError("Path '' is ambiguous")
     return [{"name": name, "type": each.type} for name, each in resolve(path).properties.items()]
+
+
+def property_values(vm: BalloonControl, path: str) -> list[dict[str, object]]:
+    """Return the name, type and value of each property of an object.
+
+    Raises:
+        RefusedError: There is no such object.
+    """
+    properties = resolve(path).properties
+    return [
+        {"name": name, "type": each.type, "value": each.get(vm)}
+        for name, each in properties.items()
+    ]

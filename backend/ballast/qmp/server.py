@@ -9,10 +9,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from ballast.qmp.commands import Context
-from ballast.qmp.connection import READ_BYTES, ClientLimits, Connection
+from ballast.qmp.commands import EVENTS, Context
+from ballast.qmp.connection import READ_BYTES, ClientCounters, ClientLimits, Connection
 from ballast.qmp.control import BalloonControl
 from ballast.qmp.throttle import EventThrottle
 from ballast_protocol.errors import OperatorError
@@ -23,7 +24,9 @@ log = logging.getLogger(__name__)
 MAX_CLIENTS = 64
 """Clients of one VM at the same time; more are told so and sent away."""
 
-EVENT_PERIODS_SECONDS = {"BALLOON_CHANGE": 1.0}
+EVENT_PERIODS_SECONDS = {
+    name: event.period_seconds for name, event in EVENTS.items() if event.period_seconds
+}
 """Events that are paced, as QEMU's monitor does; an inflating guest causes hundreds a second."""
 
 
@@ -60,7 +63,8 @@ class QmpServer:
         max_clients: int = MAX_CLIENTS,
         unix_time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._context = Context(vm, version, lambda: unix_time_ns() / 1e9)
+        self._context = Context(vm, version, lambda: unix_time_ns() / 1e9, self.status)
+        self._counters = ClientCounters()
         self._path = path
         self._limits = limits or ClientLimits()
         self._max_clients = max_clients
@@ -92,6 +96,10 @@ class QmpServer:
             self._broadcast(event)
         self._set_timer()
 
+    def status(self) -> dict[str, object]:
+        """Return who is there, and what they have done."""
+        return {"clients": len(self._clients), **asdict(self._counters)}
+
     async def close(self) -> None:
         """Disconnect every client, stop listening, and remove the socket file."""
         if self._timer is not None:
@@ -113,10 +121,12 @@ class QmpServer:
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= self._max_clients:
+            self._counters.rejected += 1
             writer.write(encode_error(RefusedError("too many QMP clients at once")))
             writer.close()
             return
-        connection = Connection(self._context, self._limits, reader, writer)
+        connection = Connection(self._context, self._limits, self._counters, reader, writer)
+        self._counters.connections += 1
         task = asyncio.get_running_loop().create_task(connection.run())
         self._clients[connection] = task
         task.add_done_callback(lambda done: self._forget(connection, done))

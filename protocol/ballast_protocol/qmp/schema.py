@@ -1,19 +1,37 @@
 """What a command's arguments must be, and how QEMU words it when they are not.
 
-A declared `Argument` is the single source: the checks below read it, and so can anything that has
-to describe the command. The texts are those of QEMU's qapi/qobject-input-visitor.c.
+The declarations are those of `types`, the texts those of QEMU's qapi/qobject-input-visitor.c.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.qmp.json_document import JsonValue
+from ballast_protocol.qmp.types import (
+    ANY,
+    BOOLEAN,
+    NULL,
+    NUMBER,
+    STRING,
+    Builtin,
+    Choice,
+    Either,
+    ListOf,
+    Member,
+    Record,
+    Type,
+)
 
-_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
+_PYTHON_TYPES: dict[Builtin, type | tuple[type, ...]] = {
+    NUMBER: (int, float),
+    BOOLEAN: bool,
+    STRING: str,
+    NULL: type(None),
+    ANY: object,
+}
 
 
 class ErrorClass(Enum):
@@ -42,76 +60,77 @@ class RefusedError(OperatorError):
         self.error_class = error_class
 
 
-class Kind(Enum):
-    """JSON types, by the names that QEMU's error texts use."""
-
-    INTEGER = "integer"
-    NUMBER = "number"
-    BOOLEAN = "boolean"
-    STRING = "string"
-    ARRAY = "array"
-    ANY = "any"
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One member of a command's `arguments`.
-
-    Attributes:
-        name: Its key.
-        kind: The JSON type it must have. An array is one of strings.
-        is_optional: Whether it may be left out.
-        choices: The values that a string, or each string of an array, may have; empty if any.
-    """
-
-    name: str
-    kind: Kind
-    is_optional: bool = False
-    choices: tuple[str, ...] = ()
-
-
-def check_arguments(declared: Sequence[Argument], arguments: Mapping[str, JsonValue]) -> None:
-    """Check a command's arguments: all there, of the right kind, none besides.
+def check_arguments(declared: Sequence[Member], arguments: Mapping[str, JsonValue]) -> None:
+    """Check a command's arguments: all there, of the right type, none besides.
 
     Raises:
         RefusedError: In the order in which QEMU looks: declared arguments first, then strangers.
     """
-    for argument in declared:
-        if argument.name in arguments:
-            check_value(argument, arguments[argument.name])
-        elif not argument.is_optional:
-            raise RefusedError(f"Parameter '{argument.name}' is missing")
-    known = {argument.name for argument in declared}
-    for name in arguments:
+    _check_members("", declared, arguments)
+
+
+def _check_members(prefix: str, declared: Sequence[Member], values: Mapping[str, object]) -> None:
+    for member in declared:
+        if member.name in values:
+            check_value(f"{prefix}{member.name}", member.type, values[member.name])
+        elif not member.is_optional:
+            raise RefusedError(f"Parameter '{prefix}{member.name}' is missing")
+    known = {member.name for member in declared}
+    for name in values:
         if name not in known:
-            raise RefusedError(f"Parameter '{name}' is unexpected")
+            raise RefusedError(f"Parameter '{prefix}{name}' is unexpected")
 
 
-def check_value(argument: Argument, value: object) -> None:
+def check_value(name: str, declared: Type, value: object) -> None:
     """Check one value against its declaration.
 
+    Args:
+        name: What it is called in a complaint.
+        declared: The type that it should have.
+        value: The value.
+
     Raises:
-        RefusedError: It has the wrong kind, or is not among the choices.
+        RefusedError: It has another type, or is not among the choices.
     """
-    _check_kind(argument.name, argument.kind, value)
-    if isinstance(value, list) and argument.kind is Kind.ARRAY:
+    if isinstance(declared, Builtin):
+        if not _fits(declared, value):
+            raise _wrong_type(name, declared.expected)
+    elif isinstance(declared, Choice):
+        check_value(name, STRING, value)
+        if value not in declared.values:
+            raise RefusedError(f"Parameter '{name}' does not accept value '{value}'")
+    elif isinstance(declared, ListOf):
+        if not isinstance(value, list):
+            raise _wrong_type(name, "array")
         for index, element in enumerate(value):
-            name = f"{argument.name}[{index}]"
-            check_value(Argument(name, Kind.STRING, choices=argument.choices), element)
-    elif argument.choices and value not in argument.choices:
-        raise RefusedError(f"Parameter '{argument.name}' does not accept value '{value}'")
+            check_value(f"{name}[{index}]", declared.element, element)
+    elif isinstance(declared, Record):
+        if not isinstance(value, dict):
+            raise _wrong_type(name, "object")
+        _check_members(f"{name}.", declared.members, value)
+    else:
+        _check_either(name, declared, value)
 
 
-def _check_kind(name: str, kind: Kind, value: object) -> None:
+def _check_either(name: str, declared: Either, value: object) -> None:
+    for option in declared.options:
+        try:
+            check_value(name, option, value)
+        except RefusedError as error:
+            last = error
+        else:
+            return
+    raise last
+
+
+def _fits(declared: Builtin, value: object) -> bool:
     # A bool is an int to Python and a type of its own to JSON.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        Kind.INTEGER: is_number and isinstance(value, int) and _INT64_MIN <= value <= _INT64_MAX,
-        Kind.NUMBER: is_number,
-        Kind.BOOLEAN: isinstance(value, bool),
-        Kind.STRING: isinstance(value, str),
-        Kind.ARRAY: isinstance(value, list),
-        Kind.ANY: True,
-    }
-    if not fits[kind]:
-        raise RefusedError(f"Invalid parameter type for '{name}', expected: {kind.value}")
+    if isinstance(value, bool):
+        return declared in (BOOLEAN, ANY)
+    if declared.values:
+        return isinstance(value, int) and value in declared.values
+    return isinstance(value, _PYTHON_TYPES[declared])
+
+
+def _wrong_type(name: str, expected: str) -> RefusedError:
+    return RefusedError(f"Invalid parameter type for '{name}', expected: {expected}")

@@ -25,18 +25,26 @@ from ballast_protocol.errors import MalformedError
 from ballast_protocol.qmp.json_document import JsonValue
 from ballast_protocol.qmp.json_stream import JsonStream
 from ballast_protocol.qmp.schema import (
-    Argument,
     ErrorClass,
-    Kind,
     RefusedError,
     check_arguments,
 )
+from ballast_protocol.qmp.types import Choice, ListOf, Member
 
 NEGOTIATE = "qmp_capabilities"
 """The command that ends the negotiation mode."""
 
-NEGOTIATE_ARGUMENTS = (Argument("enable", Kind.ARRAY, is_optional=True, choices=("oob",)),)
-"""Out-of-band execution is a capability that QEMU knows and that is not offered here."""
+OUT_OF_BAND = "oob"
+"""The capability to execute commands before those that came earlier are done."""
+
+NEGOTIATE_ARGUMENTS = (
+    Member(
+        "enable",
+        ListOf(Choice((OUT_OF_BAND,), "QMPCapability")),
+        "Capabilities to enable, of those that the greeting has offered.",
+        is_optional=True,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,13 @@ class Command:
         name: The command. Whether there is one of that name is not known yet.
         arguments: Its arguments, unchecked.
         echo: `{"id": ...}` if the request had an id, else empty: replies repeat it.
+        is_out_of_band: It is to be executed at once, whatever came before and is not done.
     """
 
     name: str
     arguments: dict[str, JsonValue]
     echo: dict[str, JsonValue]
+    is_out_of_band: bool = False
 
     def success(self, value: object) -> bytes:
         """Return the reply that the command went well.
@@ -112,25 +122,38 @@ class Command:
 
 @dataclass(frozen=True)
 class Reply:
-    """What to send to the client, as it is."""
+    """What to send to the client, as it is.
+
+    Attributes:
+        data: The bytes.
+        is_to_garbage: What the client sent was not JSON, or broke a bound.
+    """
 
     data: bytes
+    is_to_garbage: bool = False
 
 
-def _read_command(request: dict[str, JsonValue], echo: dict[str, JsonValue]) -> Command:
+def _read_command(
+    request: dict[str, JsonValue], echo: dict[str, JsonValue], *, allow_out_of_band: bool
+) -> Command:
+    verbs = ("execute", "exec-oob") if allow_out_of_band else ("execute",)
+    found = ""
     for key, value in request.items():
-        if key == "execute":
+        if key in verbs:
             if not isinstance(value, str):
-                raise RefusedError("QMP input member 'execute' must be a string")
+                raise RefusedError(f"QMP input member '{key}' must be a string")
+            if found:
+                raise RefusedError(f"QMP input member '{key}' clashes with '{found}'")
+            found = key
         elif key == "arguments":
             if not isinstance(value, dict):
                 raise RefusedError("QMP input member 'arguments' must be an object")
         elif key != "id":
             raise RefusedError(f"QMP input member '{key}' is unexpected")
-    name, arguments = request.get("execute"), request.get("arguments", {})
+    name, arguments = request.get(found), request.get("arguments", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise RefusedError("QMP input lacks member 'execute'")
-    return Command(name, arguments, echo)
+    return Command(name, arguments, echo, is_out_of_band=found == "exec-oob")
 
 
 class ServerSession:
@@ -140,14 +163,30 @@ class ServerSession:
         in_command_mode: Whether the client has finished the negotiation and may get events.
     """
 
-    def __init__(self, version: Version) -> None:
+    def __init__(
+        self,
+        version: Mapping[str, JsonValue],
+        *,
+        offers_out_of_band: bool = False,
+        stream: JsonStream | None = None,
+    ) -> None:
+        """Begin with the greeting.
+
+        Args:
+            version: Who greets: QEMU's `VersionInfo`.
+            offers_out_of_band: Whether the client may enable out-of-band execution.
+            stream: What reads the client's bytes, if not within the usual bounds.
+        """
         self.in_command_mode = False
         self._version = version
-        self._stream = JsonStream()
+        self._offers_out_of_band = offers_out_of_band
+        self._is_out_of_band_enabled = False
+        self._stream = stream or JsonStream()
 
     def greeting(self) -> bytes:
         """Return what the server says first."""
-        return _encode({"QMP": {"version": self._version.to_json(), "capabilities": []}})
+        capabilities = [OUT_OF_BAND] if self._offers_out_of_band else []
+        return _encode({"QMP": {"version": self._version, "capabilities": capabilities}})
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the client, in any chunking."""
@@ -158,7 +197,7 @@ class ServerSession:
         try:
             document = self._stream.next_document()
         except MalformedError as error:
-            return Reply(encode_error(RefusedError(str(error))))
+            return Reply(encode_error(RefusedError(str(error))), is_to_garbage=True)
         if document is None:
             return None
         request = document.value
@@ -166,7 +205,7 @@ class ServerSession:
             return Reply(encode_error(RefusedError("QMP input must be a JSON object")))
         echo = {"id": request["id"]} if "id" in request else {}
         try:
-            command = _read_command(request, echo)
+            command = _read_command(request, echo, allow_out_of_band=self._is_out_of_band_enabled)
             if command.name == NEGOTIATE or not self.in_command_mode:
                 return self._negotiate(command)
         except RefusedError as error:
@@ -179,6 +218,8 @@ class ServerSession:
                 f"Expecting capabilities negotiation with '{NEGOTIATE}'",
                 ErrorClass.COMMAND_NOT_FOUND,
             )
+        if command.is_out_of_band:
+            raise RefusedError(f"The command {NEGOTIATE} does not support OOB")
         check_arguments(NEGOTIATE_ARGUMENTS, command.arguments)
         if self.in_command_mode:
             raise RefusedError(
@@ -187,6 +228,8 @@ class ServerSession:
             )
         # The check has left `oob` as the only thing that can stand in the list.
         if command.arguments.get("enable"):
-            raise RefusedError("Capability oob not available")
+            if not self._offers_out_of_band:
+                raise RefusedError(f"Capability {OUT_OF_BAND} not available")
+            self._is_out_of_band_enabled = True
         self.in_command_mode = True
         return Reply(command.success({}))

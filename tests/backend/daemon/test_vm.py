@@ -14,7 +14,9 @@ import pytest
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.vm import VirtualMachine
+from ballast.qmp.results import STATUS
 from ballast_protocol.errors import OperatorError, TimedOutError
+from ballast_protocol.qmp import check_value
 from ballast_protocol.virtio.balloon import BalloonFeature, BalloonQueue
 from support.backend import until
 from support.driver import PAGE_SIZE
@@ -73,6 +75,19 @@ async def test_the_states_of_a_life(vm: VirtualMachine) -> None:
         assert shown(vm)["state"] == "running"
     await until(lambda: shown(vm)["state"] == "waiting-for-qemu")
     assert shown(vm)["host"] == {"allocated-bytes": None, "rss-shmem-bytes": None}
+
+
+async def test_the_status_is_what_it_is_declared_to_be(
+    vm: VirtualMachine, machine: Machine
+) -> None:
+    for is_started in (False, True):
+        if is_started:
+            await machine.start()
+            await machine.config()
+        async with qmp_client(vm.paths.qmp) as client:
+            answer = await client.execute("ballast-status")
+        # What a key means stands in `qmp/results.py`, for those who read of it.
+        check_value("ballast-status", STATUS, answer)
 
 
 async def test_the_books_and_the_host_s_view(vm: VirtualMachine, machine: Machine) -> None:

@@ -95,7 +95,7 @@ async def test_a_bug_is_logged_and_the_client_goes_on(
 
 
 async def test_garbage_is_its_senders_problem(path: Path) -> None:
-    async with serving(path), raw_peer(path) as bad, qmp_client(path) as good:
+    async with serving(path) as server, raw_peer(path) as bad, qmp_client(path) as good:
         await bad.negotiate()
         bad.send(bytes(range(256)) * 64)
         for _ in range(10):
@@ -104,6 +104,22 @@ async def test_garbage_is_its_senders_problem(path: Path) -> None:
         while "id" not in (reply := await bad.receive()):
             assert reply["error"]["class"] == "GenericError"
         assert reply == {"return": {"name": "vm1"}, "id": "still here"}
+        assert server.status()["malformed"] != 0
+
+
+async def test_brackets_without_an_end(path: Path) -> None:
+    async with serving(path) as server, raw_peer(path) as bad, qmp_client(path) as good:
+        await bad.negotiate()
+        for _ in range(1000):
+            bad.send(b"[" * 1000)
+            await bad.writer.drain()
+        assert await good.execute("query-name") == {"name": "vm1"}
+        assert (await bad.receive())["error"]["desc"] == "JSON nesting depth limit exceeded"
+        bad.send(b'\xff{"execute": "query-name"}')
+        while "return" not in (reply := await bad.receive()):
+            assert "error" in reply
+        assert reply == {"return": {"name": "vm1"}}
+        assert server.status()["clients"] == 2
 
 
 async def test_a_hundred_megabytes_without_an_end(path: Path) -> None:
@@ -140,7 +156,10 @@ async def test_a_client_that_reads_no_events_is_dropped(path: Path) -> None:
                 unsent = connection._writer.transport.get_write_buffer_size()
                 most_unsent = max(most_unsent, unsent)
             assert (await other.receive())["data"]["number"] == number
-        assert len(server._clients) == 1
+        assert server.status() == {
+            **{"clients": 1, "connections": 2, "commands": 0},
+            **{"dropped": 1, "rejected": 0, "malformed": 0},
+        }
         assert 64 << 10 < most_unsent < 66 << 10
         assert "return" in await other.ask(b'{"execute": "query-name"}')
 
@@ -155,4 +174,6 @@ async def test_a_client_that_reads_no_replies_is_dropped(path: Path) -> None:
         await other.negotiate()
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             await send_until_dropped(deaf, b'{"execute": "query-commands"}' * 100)
+        status = (await other.ask(b'{"execute": "ballast-status"}'))["return"]["qmp"]
+        assert (status["clients"], status["dropped"]) == (1, 1)
         assert "return" in await other.ask(b'{"execute": "query-name"}')

@@ -76,3 +76,18 @@ def test_refuses_to_set(name: str, value: object, complaint: str) -> None:
         qom.set_property(vm, "balloon0", name, value)
     assert str(caught.value) == complaint
     assert vm.stats_polling_interval == 7
+
+
+def test_values_of_all_properties() -> None:
+    vm = FakeBalloonControl(stats_polling_interval=7)
+    values = {each["name"]: each["value"] for each in qom.property_values(vm, "balloon0")}
+    assert values["guest-stats-polling-interval"] == 7
+    assert values["type"] == "virtio-balloon"
+
+
+def test_no_path_at_all() -> None:
+    # QEMU has many objects, and their paths all end so.
+    with pytest.raises(RefusedError, match="Path '' is ambiguous"):
+        qom.list_properties("")
+    with pytest.raises(RefusedError, match="Device '' not found"):
+        qom.get_property(FakeBalloonControl(), "", "type")

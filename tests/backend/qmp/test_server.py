@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import stat
-import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from qemu.qmp import EventListener, ExecuteError
+from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from ballast.qmp import server as server_module
 from ballast.qmp.server import QmpServer
@@ -104,6 +103,29 @@ async def test_several_clients_at_once(path: Path) -> None:
             assert event["timestamp"] == {"seconds": 1_700_000_000, "microseconds": 5}
 
 
+async def test_fifty_clients_at_once(path: Path) -> None:
+    vm = FakeBalloonControl()
+    async with serving(path, vm) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(qmp_client(path)) for _ in range(50)]
+        listeners = [stack.enter_context(client.listener("BALLOON_CHANGE")) for client in clients]
+
+        async def converse(number: int, client: QMPClient) -> None:
+            for _ in range(5):
+                size = (number + 1) * MIB
+                assert await client.execute("balloon", {"value": size}) == {}
+                assert await client.execute("query-name") == {"name": "vm1"}
+                with pytest.raises(ExecuteError):
+                    await client.execute("balloon", {"value": "much"})
+
+        await asyncio.gather(*(converse(number, each) for number, each in enumerate(clients)))
+        assert (vm.target_bytes or 0) % MIB == 0
+        server.emit("BALLOON_CHANGE", {"actual": 5})
+        for listener in listeners:
+            assert (await listener.get())["data"] == {"actual": 5}
+        status = server.status()
+        assert (status["clients"], status["commands"]) == (50, 50 * 5 * 3)
+
+
 async def test_balloon_changes_are_paced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "EVENT_PERIODS_SECONDS", {"BALLOON_CHANGE": 0.1})
     async with serving(path) as server, raw_peer(path) as peer:
@@ -134,37 +156,3 @@ async def test_too_many_clients(path: Path) -> None:
                 async with raw_peer(path) as again:
                     if "QMP" in await again.receive():
                         break
-
-
-async def test_qmp_shell(path: Path, tmp_path: Path) -> None:
-    script = "\n".join(
-        [
-            "balloon value=536870912",
-            "query-balloon",
-            "qom-set path=balloon0 property=guest-stats-polling-interval value=2",
-            "qom-get path=balloon0 property=guest-stats",
-            "ballast-free-page-hint action=never",
-            "",
-        ]
-    )
-    vm = FakeBalloonControl()
-    async with serving(path, vm):
-        shell = await asyncio.create_subprocess_exec(
-            Path(sys.executable).parent / "qmp-shell",
-            str(path),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "HOME": str(tmp_path)},
-        )
-        output, errors = await shell.communicate(script.encode())
-    assert shell.returncode == 0, errors.decode()
-    assert b"Connected to QEMU 1.2.3" in output
-    assert vm.target_bytes == 512 * MIB
-    assert vm.stats_polling_interval == 2
-    replies = [
-        json.loads(line[line.index("{") :]) for line in output.decode().splitlines() if "{" in line
-    ]
-    assert replies[1] == {"return": {"actual": 512 * MIB}}
-    assert replies[3]["return"]["last-update"] == 0
-    assert replies[4]["error"]["desc"] == "Parameter 'action' does not accept value 'never'"

@@ -31,7 +31,7 @@ def exchange(session: ServerSession, data: bytes) -> list[Any]:
 
 
 def open_session() -> ServerSession:
-    session = ServerSession(VERSION)
+    session = ServerSession(VERSION.to_json())
     assert exchange(session, b'{"execute": "qmp_capabilities"}') == [{"return": {}}]
     return session
 
@@ -41,7 +41,7 @@ def refusal(desc: str, error_class: str = "GenericError", **echo: object) -> dic
 
 
 def test_greeting() -> None:
-    greeting = ServerSession(VERSION).greeting()
+    greeting = ServerSession(VERSION.to_json()).greeting()
     assert greeting.endswith(b"}\r\n")
     assert json.loads(greeting) == {
         "QMP": {
@@ -55,7 +55,7 @@ def test_greeting() -> None:
 
 
 def test_negotiation_comes_first() -> None:
-    session = ServerSession(VERSION)
+    session = ServerSession(VERSION.to_json())
     expecting = "Expecting capabilities negotiation with 'qmp_capabilities'"
     [reply] = exchange(session, b'{"execute": "query-balloon", "id": 1}')
     assert reply == refusal(expecting, "CommandNotFound", id=1)
@@ -67,7 +67,7 @@ def test_negotiation_comes_first() -> None:
 
 
 def test_mode_changes_only_when_the_reply_is_taken() -> None:
-    session = ServerSession(VERSION)
+    session = ServerSession(VERSION.to_json())
     session.receive_data(b'[]{"execute": "qmp_capabilities"}{"execute": "a"}')
     assert isinstance(session.next_event(), Reply)
     assert not session.in_command_mode
@@ -86,7 +86,7 @@ def test_mode_changes_only_when_the_reply_is_taken() -> None:
     ],
 )
 def test_capabilities_that_are_not_offered(enable: object, desc: str) -> None:
-    session = ServerSession(VERSION)
+    session = ServerSession(VERSION.to_json())
     request = {"execute": "qmp_capabilities", "arguments": {"enable": enable}}
     assert exchange(session, json.dumps(request).encode()) == [refusal(desc)]
     assert not session.in_command_mode
@@ -94,7 +94,7 @@ def test_capabilities_that_are_not_offered(enable: object, desc: str) -> None:
 
 def test_an_empty_list_of_capabilities_will_do() -> None:
     request = b'{"execute": "qmp_capabilities", "arguments": {"enable": []}}'
-    assert exchange(ServerSession(VERSION), request) == [{"return": {}}]
+    assert exchange(ServerSession(VERSION.to_json()), request) == [{"return": {}}]
 
 
 def test_negotiating_twice() -> None:
@@ -185,3 +185,39 @@ def test_no_bytes_break_the_session(chunks: list[bytes]) -> None:
     assert exchange(session, b'{"execute": "query-balloon", "id": 1}') == [
         Command("query-balloon", {}, {"id": 1})
     ]
+
+
+def oob_session() -> ServerSession:
+    session = ServerSession(VERSION.to_json(), offers_out_of_band=True)
+    assert json.loads(session.greeting())["QMP"]["capabilities"] == ["oob"]
+    enable = b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
+    assert exchange(session, enable) == [{"return": {}}]
+    return session
+
+
+def test_out_of_band_has_to_be_enabled() -> None:
+    session = ServerSession(VERSION.to_json(), offers_out_of_band=True)
+    exchange(session, b'{"execute": "qmp_capabilities"}')
+    [reply] = exchange(session, b'{"exec-oob": "yank", "id": 1}')
+    assert reply == refusal("QMP input member 'exec-oob' is unexpected", id=1)
+    [command] = exchange(oob_session(), b'{"exec-oob": "yank", "id": 1}')
+    assert command == Command("yank", {}, {"id": 1}, is_out_of_band=True)
+
+
+# The replies of QEMU 11.1.3.
+@pytest.mark.parametrize(
+    ("request_text", "complaint"),
+    [
+        (
+            b'{"exec-oob": "a", "execute": "b", "id": 7}',
+            "QMP input member 'execute' clashes with 'exec-oob'",
+        ),
+        (b'{"exec-oob": 5, "id": 7}', "QMP input member 'exec-oob' must be a string"),
+        (
+            b'{"exec-oob": "qmp_capabilities", "id": 7}',
+            "The command qmp_capabilities does not support OOB",
+        ),
+    ],
+)
+def test_out_of_band_requests_that_are_wrong(request_text: bytes, complaint: str) -> None:
+    assert exchange(oob_session(), request_text) == [refusal(complaint, id=7)]
