@@ -36,7 +36,7 @@ from ballast_protocol.vhost_user.message import (
 from ballast_protocol.virtio.balloon import BalloonConfig
 from ballast_protocol.virtio.features import VirtioFeature
 from ballast_protocol.virtio.ring import (
-    Descriptor,
+    DESCRIPTOR_SIZE,
     avail_event_offset,
     need_event,
     used_event_offset,
@@ -58,6 +58,9 @@ WITH_REPLY = HeaderFlag.VERSION | HeaderFlag.NEED_REPLY
 PATIENCE_SECONDS = 60.0
 _AREA_BYTES = 0x80000
 """What each ring and its arrays take."""
+
+_DESCRIPTOR = struct.Struct("<QIHH")
+"""`ring.Descriptor` without the typed object: the driver must not be what is measured."""
 
 _AVAIL, _USED, _ARRAYS = 0x1000, 0x2000, 0x4000
 
@@ -128,9 +131,8 @@ class Ring:
             slot = self._offered % QUEUE_SIZE
             at = self._arrays + slot * ARRAY_BYTES
             self._bytes[at : at + len(data)] = data
-            descriptor = Descriptor(at, len(data)).pack()
-            where = self.addresses[0] + slot * Descriptor.SIZE
-            self._bytes[where : where + Descriptor.SIZE] = descriptor
+            where = self.addresses[0] + slot * DESCRIPTOR_SIZE
+            _DESCRIPTOR.pack_into(self._bytes, where, at, len(data), 0, 0)
             self._offered = (self._offered + 1) & 0xFFFF
         self._words[self._avail + 1] = self._offered
         full_barrier()

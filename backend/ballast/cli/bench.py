@@ -131,7 +131,7 @@ def ring(
     ] = None,
     size: Annotated[
         int, typer.Option(parser=size_argument, metavar="SIZE", help="How much is given up.")
-    ] = 1 << 30,
+    ] = "1G",  # type: ignore[assignment]  # the parser makes a number of it
     depth: Annotated[
         int,
         typer.Option(min=1, max=128, help="Buffers on the way at once; Linux' driver has 1."),
