@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice, Slice
+from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice
+from ballast.balloon.slices import Slice
 from ballast.memory.map import MemoryMap
 from ballast.queue.split import SplitQueue
 from ballast_protocol.virtio.balloon import BalloonFeature, BalloonQueue, queue_order

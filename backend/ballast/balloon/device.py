@@ -8,13 +8,14 @@ that are attached to guest memory, and the time where one is needed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from ballast.balloon.blocks import BlockBook
 from ballast.balloon.hinting import HintingRound, HintState
 from ballast.balloon.metrics import BalloonMetrics
 from ballast.balloon.pages import PageBook
+from ballast.balloon.ranges import Run
+from ballast.balloon.slices import SLICE_BUFFERS, SLICE_BYTES, Slice
 from ballast.balloon.stats import GuestStatistics
 from ballast.memory.map import MemoryMap
 from ballast.memory.reclaim import Discard, discard
@@ -40,13 +41,6 @@ DEFAULT_FEATURES = (
 )
 """QEMU's defaults plus reporting. Without PAGE_POISON a guest that poisons would lose reporting."""
 
-SLICE_BUFFERS = 64
-"""Buffers served before the caller gets the thread back."""
-
-SLICE_BYTES = 8 << 20
-"""Bytes given back or spoken of before the caller gets the thread back: less than a millisecond for
-drivers whose pages are adjacent."""
-
 MAX_PAGES = (1 << 32) - 1
 """What `num_pages` can hold: a balloon has at most 16 TiB."""
 
@@ -62,19 +56,6 @@ class DeviceListener(Protocol):
 
     def statistics_received(self) -> None:
         """The guest sent new statistics."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What one call of `BalloonDevice.process` did.
-
-    Attributes:
-        notify: The driver wants to be told of used buffers.
-        more: Buffers are left; call again soon.
-    """
-
-    notify: bool
-    more: bool
 
 
 class BalloonDevice:
@@ -122,6 +103,7 @@ class BalloonDevice:
         self._poison_written: int | None = None
         self._listener = listener
         self._roles: tuple[BalloonQueue, ...] = ()
+        self._gathered: list[Run] = []
         self._handlers: dict[BalloonQueue, Callable[[Chain, float], int]] = {
             BalloonQueue.INFLATE: self._inflate,
             BalloonQueue.DEFLATE: self._deflate,
@@ -312,24 +294,38 @@ class BalloonDevice:
         role = self.role(index)
         if role is None:
             return Slice(notify=False, more=False)
+        self._gathered = []
         notify, bytes_left = False, SLICE_BYTES
         for _ in range(SLICE_BUFFERS):
             head = queue.pop_head()
             if head is None:
-                notify |= queue.publish()
+                notify |= self._publish(role, queue)
                 if not queue.enable_notifications():
                     return Slice(notify, more=False)
                 continue
             bytes_left -= self._serve(role, queue, head, now)
             if bytes_left <= 0:
                 break
-        notify |= queue.publish()
-        return Slice(notify, more=True)
+        return Slice(notify | self._publish(role, queue), more=True)
+
+    def _publish(self, role: BalloonQueue, queue: SplitQueue) -> bool:
+        """Do with the pages gathered from buffers what is due before the driver gets them back.
+
+        What several buffers hand over is one piece of work; a ring that breaks before it was done
+        has handed nothing over, for its buffers are not returned.
+        """
+        runs, self._gathered = self._gathered, []
+        if runs and role is BalloonQueue.INFLATE:
+            self.pages.inflate(runs)
+        elif runs:
+            self.pages.deflate(runs)
+        return queue.publish()
 
     def _serve(self, role: BalloonQueue, queue: SplitQueue, head: int, now: float) -> int:
         """Serve one buffer and put it into the used ring; return the bytes that it cost.
 
-        The device writes nothing into any buffer, so the used length is 0 everywhere.
+        The driver sees it there only after `publish`. The device writes nothing into any buffer,
+        so the used length is 0 everywhere.
         """
         cost = 0
         release: int | None = head
@@ -347,11 +343,12 @@ class BalloonDevice:
 
     def _inflate(self, chain: Chain, _now: float) -> int:
         self.metrics.inflate_buffers += 1
-        return max(self.pages.inflate(chain), _spoken_of(chain))
+        self._gathered += self.pages.read(chain)
+        return _spoken_of(chain)
 
     def _deflate(self, chain: Chain, _now: float) -> int:
         self.metrics.deflate_buffers += 1
-        self.pages.deflate(chain)
+        self._gathered += self.pages.read(chain)
         return _spoken_of(chain)
 
     def _statistics(self, chain: Chain, now: float) -> int | None:

@@ -10,11 +10,11 @@ The rules that keep the guest's data safe (docs/architecture.md):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ballast.balloon.ledger import Ledger
 from ballast.balloon.metrics import BalloonMetrics
-from ballast.balloon.ranges import Run, runs_of_array
+from ballast.balloon.ranges import Run, join, runs_of_array
 from ballast.memory.map import MemoryMap, Piece
 from ballast.memory.reclaim import Discard, discard, whole_host_pages
 from ballast.queue.chain import Buffer, Chain
@@ -43,10 +43,16 @@ class PageBook:
         self._metrics = metrics
         self._discard = discard_piece
 
-    def inflate(self, chain: Chain) -> int:
-        """Take the pages of an inflate buffer; return how many bytes went back to the host."""
-        given = 0
-        for first, count in self._runs(chain):
+    def inflate(self, runs: Sequence[Run]) -> int:
+        """Take the pages of inflate buffers; return how many bytes went back to the host.
+
+        Args:
+            runs: As `read` returned them, of one buffer or of several that are returned together:
+                adjacent pages of all of them go back in one piece.
+        """
+        given, joined = 0, list(join(runs))
+        self._metrics.pages_inflated_twice += _pages(runs) - _pages(joined)
+        for first, count in joined:
             for piece, run in self._ram(first, count):
                 added = self.ledger.add(*run)
                 self._metrics.inflate_pages += added
@@ -55,9 +61,9 @@ class PageBook:
                 given += self._give_back(piece)
         return given
 
-    def deflate(self, chain: Chain) -> None:
-        """Strike the pages of a deflate buffer out of the book, before the guest may use them."""
-        for first, count in self._runs(chain):
+    def deflate(self, runs: Sequence[Run]) -> None:
+        """Strike the pages of deflate buffers out of the book, before the guest may use them."""
+        for first, count in runs:
             removed = self.ledger.remove(first, count)
             self._metrics.deflate_pages += removed
             self._metrics.pages_not_inflated += count - removed
@@ -94,11 +100,12 @@ class PageBook:
                 waiting += (held << PFN_SHIFT) - complete
         return waiting
 
-    def _runs(self, chain: Chain) -> list[Run]:
+    def read(self, chain: Chain) -> list[Run]:
         """Read a PFN array once and merge it; a trailing piece of an entry is ignored.
 
         Raises:
             QueueError: The array is longer than any driver's.
+            AddressError: It does not lie in RAM.
         """
         if chain.readable_bytes > MAX_ARRAY_BYTES:
             raise QueueError(f"PFN array of {chain.readable_bytes} bytes")
@@ -135,6 +142,10 @@ class PageBook:
             return 0
         self._metrics.discarded_bytes += given
         return given
+
+
+def _pages(runs: Sequence[Run]) -> int:
+    return sum(count for _, count in runs)
 
 
 def _pieces_of_run(memory: MemoryMap, first: int, count: int) -> Iterator[tuple[Piece, Run]]:

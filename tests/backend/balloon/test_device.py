@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from ballast.balloon.device import (
     DEFAULT_FEATURES,
-    SLICE_BUFFERS,
     BalloonDevice,
-    Slice,
 )
 from ballast.balloon.hinting import HintState
+from ballast.balloon.slices import SLICE_BUFFERS, Slice
 from ballast.memory.map import Piece
 from ballast_protocol.errors import GuestError, OperatorError, QueueError
 from ballast_protocol.virtio import ring
@@ -61,6 +60,37 @@ def test_pages_are_gone_before_the_buffer_goes_back(guest: Guest) -> None:
     driver.add_out(pfn_array([FREE[0]]))
     done = watched.process(0, guest.queues[BalloonQueue.INFLATE], NOW)
     assert (seen, driver.used_waiting, done) == ([0], 1, Slice(notify=True, more=False))
+
+
+def test_adjacent_pages_of_several_buffers_go_back_in_one_piece(guest: Guest) -> None:
+    calls: list[int] = []
+
+    def count(piece: Piece) -> int:
+        calls.append(piece.length)
+        return piece.length
+
+    driver = guest.drivers[BalloonQueue.INFLATE]
+    watched = BalloonDevice(Listener(), discard_piece=count)
+    watched.set_memory(guest.memory)
+    watched.start(guest.features, fresh=True)
+    for pfns in (FREE[2:4], FREE[0:2], FREE[4:5], FREE[6:7]):
+        driver.add_out(pfn_array(pfns))
+    watched.process(0, guest.queues[BalloonQueue.INFLATE], NOW)
+    assert calls == [5 * PAGE_SIZE, PAGE_SIZE]
+    assert watched.pages.ledger.count == 6
+    assert driver.used_waiting == 4
+
+
+def test_a_ring_that_breaks_has_handed_nothing_over_since_it_was_last_published(
+    guest: Guest,
+) -> None:
+    marked = MarkedPages(guest.ram, FREE)
+    driver = guest.drivers[BalloonQueue.INFLATE]
+    driver.add_out(pfn_array(FREE[:2]))
+    driver.publish(500)
+    with pytest.raises(QueueError, match="chain head 500"):
+        guest.process(BalloonQueue.INFLATE)
+    assert (marked.gone(), guest.held(), driver.used_waiting) == (set(), set(), 0)
 
 
 def test_inflate_and_deflate(guest: Guest) -> None:

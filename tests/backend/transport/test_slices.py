@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ballast.balloon.device import SLICE_BUFFERS
+from ballast.balloon.slices import SLICE_BUFFERS
 from ballast.transport.slices import SliceServer
 from ballast_protocol.errors import GuestError
 from ballast_protocol.virtio.balloon import BalloonQueue
