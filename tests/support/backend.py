@@ -23,6 +23,7 @@ class Listener:
         configs: How often the config space has changed.
         actuals: How often the guest's size has changed.
         statistics: How often statistics came.
+        drivers: How often a driver began, stopped or went.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Listener:
         self.configs = 0
         self.actuals = 0
         self.statistics = 0
+        self.drivers = 0
 
     def config_changed(self) -> None:
         self.configs += 1
@@ -41,6 +43,9 @@ class Listener:
 
     def statistics_received(self) -> None:
         self.statistics += 1
+
+    def driver_changed(self) -> None:
+        self.drivers += 1
 
 
 @dataclass

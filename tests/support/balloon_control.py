@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ballast.daemon.governor import GovernorLoop
+from ballast.policy.governor import Governor
+from ballast.policy.resize import Observation
 from ballast_protocol.errors import OperatorError, TimedOutError
 
 MIB = 1 << 20
@@ -19,7 +22,7 @@ class FakeStats:
 
 @dataclass
 class FakeBalloonControl:
-    """Implements `ballast.qmp.control.BalloonControl`.
+    """Implements `ballast.qmp.control.BalloonControl`, with a real governor.
 
     Attributes:
         follows: Whether the guest does what it is told, at once.
@@ -28,6 +31,9 @@ class FakeBalloonControl:
         gate: If set, `request_agent_report` waits for it.
         hinting: What happened to hinting.
         ledger: The pages that the guest has given up.
+        is_inhibited: Nothing is given back.
+        events: What operators were told, besides `on_event`.
+        on_event: Told of each event.
     """
 
     name: str = "vm1"
@@ -44,13 +50,40 @@ class FakeBalloonControl:
     smallest_target_bytes: int = 0
     ledger: Sequence[tuple[int, int]] = ()
     extra_status: dict[str, object] = field(default_factory=dict)
+    is_inhibited: bool = False
+    events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
+    on_event: Callable[[str, Mapping[str, object]], None] = lambda name, data: None
+    governor: GovernorLoop = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.governor = GovernorLoop(self, Governor())
+
+    def observe(self) -> Observation:
+        return Observation(
+            is_connected=self.ram_bytes is not None,
+            is_running=self.actual_bytes is not None,
+            ram_bytes=self.ram_bytes,
+            actual_bytes=self.actual_bytes,
+        )
+
+    def ask(self, size_bytes: int | None) -> None:
+        ram_bytes = self.ram_bytes or (1 << 62)
+        size_bytes = min(ram_bytes if size_bytes is None else size_bytes, ram_bytes)
+        self.target_bytes = -(-size_bytes // 4096) * 4096
+        if self.follows and self.actual_bytes is not None:
+            self.actual_bytes = self.target_bytes
+
+    def set_inhibited(self, inhibited: bool) -> None:
+        self.is_inhibited = inhibited
+
+    def emit(self, name: str, data: Mapping[str, object]) -> None:
+        self.events.append((name, data))
+        self.on_event(name, data)
 
     def set_target(self, target_bytes: int) -> None:
         if target_bytes < self.smallest_target_bytes:
             raise OperatorError("below the floor", hint="lower the floor first")
-        self.target_bytes = -(-target_bytes // 4096) * 4096
-        if self.follows and self.actual_bytes is not None:
-            self.actual_bytes = self.target_bytes
+        self.governor.set_target(target_bytes)
 
     async def refresh_stats(self, timeout_seconds: float) -> None:
         if self.fresh_values is None:

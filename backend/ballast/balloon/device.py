@@ -57,6 +57,12 @@ class DeviceListener(Protocol):
     def statistics_received(self) -> None:
         """The guest sent new statistics."""
 
+    def driver_changed(self) -> None:
+        """A driver has begun, gone on or stopped, or the VMM has gone.
+
+        One that has begun has not read its target yet.
+        """
+
 
 class BalloonDevice:
     """One balloon of one guest.
@@ -113,13 +119,18 @@ class BalloonDevice:
 
     # What the operator wants -----------------------------------------------------------------
 
-    def set_target(self, target_bytes: int) -> None:
+    def set_target(self, target_bytes: int | None) -> None:
         """Ask the guest to shrink or grow to a size; more than the machine has means all of it.
+
+        For the VM's governor alone (`daemon.governor`): it decides what the guest is asked for.
+
+        Args:
+            target_bytes: The size; None means all of the guest's memory.
 
         Raises:
             OperatorError: The size is not positive.
         """
-        if target_bytes <= 0:
+        if target_bytes is not None and target_bytes <= 0:
             raise OperatorError(f"a guest cannot have {target_bytes} bytes of memory")
         self.target_bytes = target_bytes
         self._listener.config_changed()
@@ -182,6 +193,7 @@ class BalloonDevice:
         that the driver writes, each only at the time when it does: `actual` while the queues run,
         `poison_val` while they do not (Linux writes it before DRIVER_OK).
         """
+        self.metrics.config_writes += 1
         if self.is_running:
             self.write_actual(written.actual)
         else:
@@ -229,10 +241,11 @@ class BalloonDevice:
             self._forget_driver()
         self.is_running = True
         self.was_started = True
+        self._listener.driver_changed()
 
     def _forget_driver(self) -> None:
         """Begin with a driver that has given up nothing; the operator's target stays."""
-        self.pages.ledger.clear()
+        self.pages.forget()
         # Perhaps the whole guest is new. If not, its agent says anew what it holds.
         self.blocks.clear()
         self.statistics.reset()
@@ -247,13 +260,14 @@ class BalloonDevice:
     def stop(self) -> None:
         """The queues have stopped: a pause, a reset or an unplug; only the next start tells."""
         self.is_running = False
+        self._listener.driver_changed()
 
     def disconnect(self) -> None:
         """The VMM is gone, and its memory with it; only the operator's target stays."""
         self.is_running = self.was_started = False
         self.driver_features, self.actual_pages, self._poison = 0, 0, 0
         self._poison_written = None
-        self.pages.ledger.clear()
+        self.pages.forget()
         self.blocks.clear()
         self.pages.memory = MemoryMap()
         self.pages.last_failure = ""
@@ -261,6 +275,7 @@ class BalloonDevice:
         self.hinting = HintingRound()
         if not self._ram_is_fixed:
             self.ram_bytes = 0
+        self._listener.driver_changed()
 
     def role(self, index: int) -> BalloonQueue | None:
         """Return what the queue with this index carries under the features in force."""

@@ -21,6 +21,7 @@ class BalloonMetrics:
         statistics_buffers: Buffers taken from the stats queue.
         discard_calls: System calls that gave memory back.
         discarded_bytes: What they gave back, whether or not the host held it.
+        inhibited_bytes: What was not given back because that was inhibited.
         discard_failures: System calls that the kernel refused.
         pages_not_ram: Pages that the guest handed over but that are not its RAM.
         pages_inflated_twice: Pages handed over while they were in the ledger.
@@ -29,6 +30,7 @@ class BalloonMetrics:
         malformed_chains: Buffers that broke the specification; returned unused.
         broken_queues: Rings that had to be stopped until the driver starts anew.
         unknown_statistics: Entries of stats buffers with a tag that we do not know.
+        config_writes: Writes of the config space that came as messages.
         config_writes_ignored: Writes of the config space at a moment when they cannot be meant.
     """
 
@@ -43,6 +45,7 @@ class BalloonMetrics:
     statistics_buffers: int = 0
     discard_calls: int = 0
     discarded_bytes: int = 0
+    inhibited_bytes: int = 0
     discard_failures: int = 0
     pages_not_ram: int = 0
     pages_inflated_twice: int = 0
@@ -51,6 +54,7 @@ class BalloonMetrics:
     malformed_chains: int = 0
     broken_queues: int = 0
     unknown_statistics: int = 0
+    config_writes: int = 0
     config_writes_ignored: int = 0
 
     def as_dict(self) -> dict[str, int]:

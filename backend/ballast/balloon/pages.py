@@ -33,6 +33,8 @@ class PageBook:
         ledger: The pages that the guest's kernel has given up.
         last_failure: Why the kernel last refused to free memory; empty if it never did.
         on_inflate: Told of each run of pages that the guest's kernel hands over.
+        is_inhibited: Nothing is given back: something on the host has pinned the guest's memory.
+        kept: What of the ledger was handed over meanwhile, and so is still with the host.
     """
 
     def __init__(self, metrics: BalloonMetrics, discard_piece: Discard = discard) -> None:
@@ -40,6 +42,8 @@ class PageBook:
         self.on_inflate: Callable[[int, int], None] = lambda first, count: None
         self.ledger = Ledger()
         self.last_failure = ""
+        self.is_inhibited = False
+        self.kept = Ledger()
         self._metrics = metrics
         self._discard = discard_piece
 
@@ -54,6 +58,10 @@ class PageBook:
         self._metrics.pages_inflated_twice += _pages(runs) - _pages(joined)
         for first, count in joined:
             for piece, run in self._ram(first, count):
+                if self.is_inhibited:
+                    self.kept.add(*run)
+                elif self.kept.count:
+                    self.kept.remove(*run)
                 added = self.ledger.add(*run)
                 self._metrics.inflate_pages += added
                 self._metrics.pages_inflated_twice += run[1] - added
@@ -65,8 +73,15 @@ class PageBook:
         """Strike the pages of deflate buffers out of the book, before the guest may use them."""
         for first, count in runs:
             removed = self.ledger.remove(first, count)
+            if self.kept.count:
+                self.kept.remove(first, count)
             self._metrics.deflate_pages += removed
             self._metrics.pages_not_inflated += count - removed
+
+    def forget(self) -> None:
+        """Begin with a driver that has given up nothing."""
+        self.ledger.clear()
+        self.kept.clear()
 
     def report(self, buffer: Buffer) -> int:
         """Give back one reported free range; return how many bytes went back to the host.
@@ -133,6 +148,14 @@ class PageBook:
                 yield part
 
     def _call(self, piece: Piece) -> int:
+        """Give a piece back, unless that is inhibited; every discard of the VM comes through here.
+
+        What is not given back now is not given back later either, as in QEMU: a driver that did not
+        have to accept MUST_TELL_HOST may use a page again before it tells us (virtio 5.5.6).
+        """
+        if self.is_inhibited:
+            self._metrics.inhibited_bytes += piece.length
+            return 0
         self._metrics.discard_calls += 1
         try:
             given = self._discard(piece)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.daemon.paths import check_name
+from ballast.policy.governor import Governor
 from ballast.sizes import parse_size
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.virtio.balloon import BalloonFeature
@@ -21,6 +22,9 @@ def _size(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0, strict=True)]
 """Bytes, as a number or as people write them."""
+
+Rate = Annotated[int, BeforeValidator(_size), Field(ge=0, strict=True)]
+"""Bytes per second, as a number or as people write sizes."""
 
 
 Transport = Literal["vhost-user", "vfio-user"]
@@ -36,6 +40,10 @@ class VmConfig(BaseModel):
     Attributes:
         name: Its name, which is also its runtime directory's.
         target: The size that the guest should have from its start; all of its memory if absent.
+        inflate_rate: How much the guest is asked to give up each second at most, in bytes; 0 for no
+            limit. It may take memory back as fast as it can.
+        inhibit: Give nothing back to the host, because something else has pinned the guest's memory
+            (VFIO devices); QEMU does so for its own balloon, but cannot for one beside it.
         memory: The machine's size, if it is not that of the files behind the guest's memory.
         deflate_on_oom: Let the guest take memory back before it kills a process.
         free_page_hint: Offer free-page hints, which list free memory without giving it back.
@@ -53,6 +61,8 @@ class VmConfig(BaseModel):
 
     name: str
     target: Size | None = None
+    inflate_rate: Rate = 0
+    inhibit: bool = False
     memory: Size | None = None
     deflate_on_oom: bool = False
     free_page_hint: bool = False
@@ -75,6 +85,14 @@ class VmConfig(BaseModel):
         if self.free_page_hint and self.transport == "vfio-user" and not is_mapped:
             raise ValueError("free-page hints over vfio-user need the variant msix-mapped")
         return self
+
+    def governor(self) -> Governor:
+        """Return a governor that begins with what this configuration says."""
+        return Governor(
+            target_bytes=self.target,
+            own_rate_bytes=self.inflate_rate,
+            inhibit_reason="the configuration says so" if self.inhibit else None,
+        )
 
     @property
     def features(self) -> BalloonFeature:

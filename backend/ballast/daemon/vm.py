@@ -11,11 +11,13 @@ from ballast.balloon.device import BalloonDevice
 from ballast.balloon.ranges import Run
 from ballast.balloon.stats import GuestStatistics
 from ballast.daemon.config import VmConfig
+from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.paths import NameLock, VmPaths
 from ballast.daemon.version import qmp_version
 from ballast.guest_link import GuestLink
 from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
+from ballast.policy.resize import Observation, attainable, is_there
 from ballast.qmp.server import QmpServer
 from ballast.streams.unix import clear_stale
 from ballast.transport.server import DeviceServer
@@ -23,7 +25,7 @@ from ballast.transport.vfio_user.server import VfioUserServer
 from ballast.transport.vhost_user.server import VhostUserServer
 from ballast.virtio_pci.layout import Variant
 from ballast_protocol.errors import OperatorError, TimedOutError
-from ballast_protocol.virtio.balloon import PAGE_SIZE, PFN_SHIFT, BalloonFeature
+from ballast_protocol.virtio.balloon import PAGE_SIZE, BalloonFeature
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,15 @@ log = logging.getLogger(__name__)
 class VirtualMachine:
     """One balloon and everything that speaks for it.
 
-    Implements `qmp.control.BalloonControl` towards operators and `balloon.device.DeviceListener`
-    towards the device.
+    Implements `qmp.control.BalloonControl` towards operators, `balloon.device.DeviceListener`
+    towards the device and `daemon.governor.Steered` towards the governor.
 
     Attributes:
         name: The VM's name.
         paths: Its sockets.
         device: Its balloon.
         agent: Its link to the agent in the guest.
+        governor: Who decides what the guest is asked for; nobody else sets the device's target.
     """
 
     def __init__(self, config: VmConfig, *, paths: VmPaths | None = None) -> None:
@@ -59,8 +62,8 @@ class VirtualMachine:
         self._polling: asyncio.Task[None] | None = None
         self._statistics_arrived = asyncio.Event()
         self._lock: NameLock | None = None
-        if config.target is not None:
-            self.device.set_target(config.target)
+        self.governor = GovernorLoop(self, config.governor())
+        self.governor.begin()
 
     def _make_transport(self, config: VmConfig) -> DeviceServer:
         path = None
@@ -100,6 +103,7 @@ class VirtualMachine:
         await self.agent.close()
         await self._qmp.close()
         await self._transport.close()
+        self.governor.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -120,6 +124,14 @@ class VirtualMachine:
         actual = self.device.actual_bytes
         if actual is not None:
             self._qmp.emit("BALLOON_CHANGE", {"actual": actual})
+            self.governor.actual_changed(actual)
+
+    def driver_changed(self) -> None:
+        """Have the governor begin with a driver, or notice that there is none."""
+        if self.device.is_running:
+            self.governor.driver_started()
+        else:
+            self.governor.look_soon()
 
     def statistics_received(self) -> None:
         """Wake whoever waits for new statistics."""
@@ -135,10 +147,8 @@ class VirtualMachine:
     @property
     def target_bytes(self) -> int | None:
         """The size wanted, clamped to the machine's; None if none was ever set."""
-        target = self.device.target_bytes
-        if target is None or not self.device.ram_bytes:
-            return target
-        return self.device.ram_bytes - (self.device.target_pages << PFN_SHIFT)
+        target = self.governor.target_bytes
+        return None if target is None else attainable(target, self.ram_bytes)
 
     @property
     def actual_bytes(self) -> int | None:
@@ -150,9 +160,36 @@ class VirtualMachine:
         """Ask the guest for a size; remembered if its driver is not there yet.
 
         Raises:
-            OperatorError: This size cannot be asked for.
+            OperatorError: This size cannot be asked for, or the target is on hold.
         """
-        self.device.set_target(target_bytes)
+        self.governor.set_target(target_bytes)
+
+    # What the governor asks ------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        """Return what is known of the guest now."""
+        actual_bytes, device = self.actual_bytes, self.device
+        return Observation(
+            is_connected=self._transport.session is not None,
+            is_running=device.is_running,
+            ram_bytes=self.ram_bytes,
+            actual_bytes=actual_bytes,
+            attempts=device.metrics.config_writes or None,
+        )
+
+    def ask(self, size_bytes: int | None) -> None:
+        """Ask the guest for a size, as the governor has decided."""
+        self.device.set_target(size_bytes)
+
+    def set_inhibited(self, inhibited: bool) -> None:
+        """Give nothing back to the host from now on, or do again."""
+        self.device.pages.is_inhibited = inhibited
+
+    def emit(self, name: str, data: Mapping[str, object]) -> None:
+        """Tell operators of an event."""
+        self._qmp.emit(name, data)
+
+    # What operators see ----------------------------------------------------------------------
 
     @property
     def guest_stats(self) -> GuestStatistics:
@@ -245,7 +282,8 @@ class VirtualMachine:
         return {
             "state": self._state(),
             "problem": self._problem(),
-            "settled": device.is_settled,
+            "settled": is_there(self.actual_bytes, self.target_bytes or self.ram_bytes),
+            "resizing": self.governor.status(),
             "ledger": self._ledger(),
             "host": {
                 "allocated-bytes": host.allocated_bytes,
@@ -284,6 +322,7 @@ class VirtualMachine:
             "bytes": self.ledger_bytes,
             "difference-bytes": self.ledger_bytes - self.device.actual_pages * PAGE_SIZE,
             "waiting-bytes": self.device.pages.waiting_bytes(),
+            "kept-bytes": self.device.pages.kept.count * PAGE_SIZE,
         }
 
     def host_memory(self) -> HostMemory:

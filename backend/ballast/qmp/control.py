@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from ballast.policy.resize import OnFailure, ResizeRequest
+from ballast.policy.result import ResizeResult
+
 
 class GuestStats(Protocol):
     """The newest memory statistics of a guest."""
@@ -16,6 +19,51 @@ class GuestStats(Protocol):
     @property
     def last_update(self) -> int:
         """When they came, in seconds since the Unix epoch; 0 if none ever did."""
+
+
+class TargetControl(Protocol):
+    """The size that one VM's guest shall have, and how it gets there. All sizes are in bytes."""
+
+    def start_resize(self, request: ResizeRequest) -> int:
+        """Set a target, watch what comes of it, and return the resize's number at once.
+
+        Raises:
+            OperatorError: The target is on hold, or this cannot be asked for.
+        """
+
+    async def resize(self, request: ResizeRequest) -> ResizeResult:
+        """Start a resize and return what came of it; if this is cancelled, the resize goes on.
+
+        Raises:
+            OperatorError: As `start_resize`.
+        """
+
+    async def wait(self, number: int) -> ResizeResult:
+        """Return what came, or comes, of a resize.
+
+        Raises:
+            OperatorError: It is not known.
+        """
+
+    def cancel(self, then: OnFailure) -> ResizeResult:
+        """End the resize that is in progress.
+
+        Raises:
+            OperatorError: None is.
+        """
+
+    def hold(self, reason: str | None) -> None:
+        """Freeze the target for a reason, or release it with None."""
+
+    def inhibit(self, reason: str | None) -> None:
+        """Give nothing back to the host for a reason, or do again with None.
+
+        Raises:
+            OperatorError: That is not ours to decide for this VM.
+        """
+
+    def status(self) -> Mapping[str, object]:
+        """Return everything there is to know of the target, ready for JSON."""
 
 
 class BalloonControl(Protocol):
@@ -48,11 +96,15 @@ class BalloonControl(Protocol):
     @stats_polling_interval.setter
     def stats_polling_interval(self, seconds: int) -> None: ...
 
+    @property
+    def governor(self) -> TargetControl:
+        """What decides about the target; `set_target` goes through it."""
+
     def set_target(self, target_bytes: int) -> None:
         """Ask the guest for a logical size; remembered if its driver is not there yet.
 
         Raises:
-            OperatorError: This size cannot be asked for.
+            OperatorError: This size cannot be asked for, or the target is on hold.
         """
 
     async def refresh_stats(self, timeout_seconds: float) -> None:

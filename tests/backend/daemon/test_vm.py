@@ -100,6 +100,7 @@ async def test_the_books_and_the_host_s_view(vm: VirtualMachine, machine: Machin
         "bytes": 16 * PAGE_SIZE,
         "difference-bytes": 16 * PAGE_SIZE,
         "waiting-bytes": 0,
+        "kept-bytes": 0,
     }
     assert not status["problem"]
     await machine.set_actual(16)

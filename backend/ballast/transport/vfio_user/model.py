@@ -41,6 +41,7 @@ class BalloonModel:
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write of one field; those that only the device writes are left alone."""
+        self._device.metrics.config_writes += 1
         patched = self._device.config.patched(offset, data)
         if offset <= _ACTUAL_OFFSET < offset + len(data):
             self._device.write_actual(patched.actual)
