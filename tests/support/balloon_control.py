@@ -13,6 +13,9 @@ from ballast_protocol.errors import OperatorError, TimedOutError
 
 MIB = 1 << 20
 
+NOW_SECONDS = 1012.5
+"""The time at which the age of statistics is told."""
+
 
 @dataclass
 class FakeStats:
@@ -84,6 +87,11 @@ class FakeBalloonControl:
         if target_bytes < self.smallest_target_bytes:
             raise OperatorError("below the floor", hint="lower the floor first")
         self.governor.set_target(target_bytes)
+
+    @property
+    def stats_age_seconds(self) -> float | None:
+        last_update = self.guest_stats.last_update
+        return NOW_SECONDS - last_update if last_update else None
 
     async def refresh_stats(self, timeout_seconds: float) -> None:
         if self.fresh_values is None:

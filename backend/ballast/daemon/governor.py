@@ -108,6 +108,11 @@ class GovernorLoop:
         """The size that the guest shall have in the end, as it was set; None if it never was."""
         return self._governor.target_bytes
 
+    @property
+    def current_resize(self) -> int | None:
+        """The number of the resize in progress; None if none is."""
+        return self._governor.resize.id if self._governor.resize else None
+
     def set_target(self, target_bytes: int) -> None:
         """Set a target and watch nothing; ends a resize as superseded.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 
 from ballast.balloon.device import BalloonDevice
@@ -61,6 +62,7 @@ class VirtualMachine:
         self._polling_interval = config.stats_polling_interval
         self._polling: asyncio.Task[None] | None = None
         self._statistics_arrived = asyncio.Event()
+        self._statistics_seen = (0, 0.0)
         self._lock: NameLock | None = None
         self.governor = GovernorLoop(self, config.governor())
         self.governor.begin()
@@ -135,6 +137,8 @@ class VirtualMachine:
 
     def statistics_received(self) -> None:
         """Wake whoever waits for new statistics."""
+        if self.device.statistics.updates != self._statistics_seen[0]:
+            self._statistics_seen = (self.device.statistics.updates, time.monotonic())
         self._statistics_arrived.set()
 
     # What operators ask ----------------------------------------------------------------------
@@ -195,6 +199,13 @@ class VirtualMachine:
     def guest_stats(self) -> GuestStatistics:
         """The newest statistics."""
         return self.device.statistics
+
+    @property
+    def stats_age_seconds(self) -> float | None:
+        """How old they are, by a clock that nobody sets; None if none ever came."""
+        if not self.device.statistics.last_update:
+            return None
+        return time.monotonic() - self._statistics_seen[1]
 
     @property
     def stats_polling_interval(self) -> int:
@@ -283,7 +294,6 @@ class VirtualMachine:
             "state": self._state(),
             "problem": self._problem(),
             "settled": is_there(self.actual_bytes, self.target_bytes or self.ram_bytes),
-            "resizing": self.governor.status(),
             "ledger": self._ledger(),
             "host": {
                 "allocated-bytes": host.allocated_bytes,

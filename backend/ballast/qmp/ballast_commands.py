@@ -32,6 +32,7 @@ async def ballast_status(context: Context) -> object:
         "ram-bytes": vm.ram_bytes,
         "target-bytes": vm.target_bytes,
         "actual-bytes": vm.actual_bytes,
+        "resizing": vm.governor.status(),
         **vm.status(),
         "qmp": context.socket_status(),
     }
@@ -42,19 +43,28 @@ async def ballast_stats(
     context: Context,
     *,
     fresh: Annotated[bool, "Ask the guest for new ones first. Not by default."] = False,
+    max_age: Annotated[
+        float | None, "Ask the guest if they are older than so many seconds, or never came."
+    ] = None,
     timeout: Timeout = 5.0,  # noqa: ASYNC109 - the name is the protocol's
 ) -> object:
-    """Return the guest's statistics with their age; `TimedOut` if new ones do not come in time."""
+    """Return the guest's statistics with their age; `TimedOut` if new ones do not come in time.
+
+    What is returned is never older than was asked for: if the guest does not answer, that is an
+    error. Ask without `fresh` and `max-age` for what it sent last.
+    """
     _check_timeout(timeout)
-    if fresh:
-        await context.vm.refresh_stats(timeout)
-    stats = context.vm.guest_stats
-    age = max(0.0, context.unix_seconds() - stats.last_update) if stats.last_update else None
+    if max_age is not None and not max_age >= 0:
+        raise RefusedError("Parameter 'max-age' expects seconds, 0 or more")
+    vm, age = context.vm, context.vm.stats_age_seconds
+    is_asked = fresh or (max_age is not None and (age is None or age > max_age))
+    if is_asked:
+        await vm.refresh_stats(timeout)
     return {
-        "stats": named_stats(stats),
-        "last-update": stats.last_update,
-        "age-seconds": age,
-        "fresh": fresh,
+        "stats": named_stats(vm.guest_stats),
+        "last-update": vm.guest_stats.last_update,
+        "age-seconds": vm.stats_age_seconds,
+        "fresh": is_asked,
     }
 
 

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ballast.qmp import ballast_commands, qom, registry, results
+from ballast.qmp import ballast_commands, qom, registry, results, target_commands
 from ballast.qmp.registry import COMMANDS, EVENTS, Context, command, execute
 from ballast_protocol.qmp import ErrorClass, RefusedError
 from ballast_protocol.qmp.types import ANY, EMPTY, ListOf
 
-__all__ = ["COMMANDS", "EVENTS", "Context", "ballast_commands", "command", "execute"]
+__all__ = [
+    "COMMANDS",
+    "EVENTS",
+    "Context",
+    "ballast_commands",
+    "command",
+    "execute",
+    "target_commands",
+]
 
 Path = Annotated[
     str, "The object: `/machine/peripheral/balloon0`, or the end of that, such as `balloon0`."

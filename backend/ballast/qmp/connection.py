@@ -7,10 +7,14 @@ import logging
 from dataclasses import dataclass
 
 from ballast.qmp.commands import Context, execute
+from ballast.qmp.registry import answers_late
 from ballast_protocol.errors import BallastError, InternalError, OperatorError, TimedOutError
 from ballast_protocol.qmp import Command, ErrorClass, RefusedError, Reply, ServerSession
 
 log = logging.getLogger(__name__)
+
+MAX_LATE = 8
+"""Commands of one client that are in progress beside its others; with more, the others wait."""
 
 READ_BYTES = 1024
 """Read in one go. Small, so that a client that sends garbage gives the others their turn often."""
@@ -65,6 +69,7 @@ class Connection:
         self._counters = counters
         self._reader = reader
         self._writer = writer
+        self._late: set[asyncio.Task[None]] = set()
         self._session = ServerSession(context.version.to_json())
         # Beyond half of what may be unsent, commands wait, so that replies leave room for events.
         writer.transport.set_write_buffer_limits(high=limits.max_unsent_bytes // 2)
@@ -83,6 +88,8 @@ class Connection:
         except OSError as error:
             log.debug("QMP client left: %s", error)
         finally:
+            for task in self._late:
+                task.cancel()
             self._writer.transport.abort()
 
     def send_event(self, event: bytes) -> None:
@@ -99,6 +106,9 @@ class Connection:
     async def _answer(self) -> None:
         """Reply to everything that was received, with a turn for the others after each reply."""
         while (event := self._session.next_event()) is not None:
+            if isinstance(event, Command) and self._goes_beside(event):
+                await asyncio.sleep(0)
+                continue
             reply = self._take(event) if isinstance(event, Reply) else await self._execute(event)
             # No waiting between the decision about the reply and its place in the buffer: an
             # event must not overtake the reply that opens the way for events.
@@ -109,8 +119,24 @@ class Connection:
         # Reading on, and replying to a client that reads, need not wait for anything.
         await asyncio.sleep(0)
 
+    def _goes_beside(self, command: Command) -> bool:
+        """Execute a command beside the others if it may be long in coming; return whether."""
+        if not answers_late(command) or len(self._late) >= MAX_LATE:
+            return False
+        task = asyncio.get_running_loop().create_task(self._reply_late(command))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        return True
+
+    async def _reply_late(self, command: Command) -> None:
+        reply = await self._execute(command)
+        if not self._writer.transport.is_closing():
+            self._writer.write(reply)
+
     async def _finish(self) -> None:
         """The client has said its last word but may still be reading: send all there is."""
+        if self._late:
+            await asyncio.wait(self._late)
         self._writer.close()
         async with asyncio.timeout(self._limits.patience_seconds):
             await self._writer.wait_closed()

@@ -24,6 +24,10 @@ class GuestStats(Protocol):
 class TargetControl(Protocol):
     """The size that one VM's guest shall have, and how it gets there. All sizes are in bytes."""
 
+    @property
+    def current_resize(self) -> int | None:
+        """The number of the resize in progress; None if none is."""
+
     def start_resize(self, request: ResizeRequest) -> int:
         """Set a target, watch what comes of it, and return the resize's number at once.
 
@@ -88,6 +92,10 @@ class BalloonControl(Protocol):
     @property
     def guest_stats(self) -> GuestStats:
         """The newest statistics."""
+
+    @property
+    def stats_age_seconds(self) -> float | None:
+        """How old they are, by a clock that nobody sets; None if none ever came."""
 
     @property
     def stats_polling_interval(self) -> int:

@@ -88,12 +88,15 @@ class Declaration:
         returns: What it returns.
         doc: What it does.
         run: The coroutine function behind it; None where the session answers by itself.
+        answers_late: Whether, with these arguments, it may take so long that the client's next
+            commands do not wait for it, if replies can be told apart by their ids.
     """
 
     arguments: tuple[Member, ...]
     returns: Type
     doc: str
     run: Run | None
+    answers_late: Callable[[Mapping[str, object]], bool] = lambda arguments: False
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,13 @@ class EventDeclaration:
         data: What it carries.
         doc: When it comes.
         period_seconds: The time between two of them at least; 0 for no limit.
+        ends: A paced event that means nothing any more once this one has come.
     """
 
     data: Record
     doc: str
     period_seconds: float = 0.0
+    ends: str = ""
 
 
 COMMANDS: dict[str, Declaration] = {
@@ -157,12 +162,18 @@ def _type_of(hint: object) -> Type:
     raise InternalError(f"QMP has no type for {hint}")
 
 
-def command(name: str, *, returns: Type = ANY) -> Callable[[_AnyRun], _AnyRun]:
+def command(
+    name: str,
+    *,
+    returns: Type = ANY,
+    answers_late: Callable[[Mapping[str, object]], bool] = lambda arguments: False,
+) -> Callable[[_AnyRun], _AnyRun]:
     """Register a coroutine function `(context, *, arguments...)` as a command.
 
     Args:
         name: The command.
         returns: What it returns.
+        answers_late: As in `Declaration`.
     """
 
     def register(run: _AnyRun) -> _AnyRun:
@@ -173,10 +184,22 @@ def command(name: str, *, returns: Type = ANY) -> Callable[[_AnyRun], _AnyRun]:
             for each in parameters
             if each.kind is each.KEYWORD_ONLY
         )
-        COMMANDS[name] = Declaration(arguments, returns, inspect.getdoc(run) or "", run)
+        COMMANDS[name] = Declaration(
+            arguments, returns, inspect.getdoc(run) or "", run, answers_late
+        )
         return run
 
     return register
+
+
+def answers_late(request: Command) -> bool:
+    """Return whether a client's later commands need not wait for the reply to this one."""
+    declaration = COMMANDS.get(request.name)
+    return (
+        bool(request.echo)
+        and declaration is not None
+        and declaration.answers_late(request.arguments)
+    )
 
 
 async def execute(context: Context, request: Command) -> object:

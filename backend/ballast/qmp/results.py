@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ballast.qmp.target_results import RESIZING
 from ballast_protocol.qmp.types import (
     ANY,
     BOOLEAN,
@@ -141,6 +142,7 @@ STATUS = Record(
         ),
         Member("problem", STRING, "What to look at first; empty if nothing is wrong."),
         Member("settled", BOOLEAN, "Whether the guest has the size that was asked for."),
+        Member("resizing", RESIZING, "What is asked of the guest, and what comes of it."),
         Member("ledger", ANY, "Our books: pages given up, and the difference to `actual-bytes`."),
         Member("host", ANY, "What the host holds of the guest's memory, measured in two ways."),
         Member("features", ListOf(STRING), "Features that the guest's driver accepted."),

@@ -92,6 +92,8 @@ class QmpServer:
         if self._server is None:
             return
         event = encode_event(name, data, self._unix_time_ns())
+        if name in EVENTS:
+            self._throttle.forget(EVENTS[name].ends)
         if self._throttle.offer(name, event, asyncio.get_running_loop().time()):
             self._broadcast(event)
         self._set_timer()

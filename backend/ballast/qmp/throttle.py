@@ -34,6 +34,11 @@ class EventThrottle:
         period.newest = event
         return False
 
+    def forget(self, kind: str) -> None:
+        """Do not send an event that was kept: another one has overtaken it."""
+        if kind in self._running:
+            self._running[kind].newest = None
+
     def next_end(self) -> float | None:
         """Return when a period ends next, or None if none is running."""
         return min((period.ends_at for period in self._running.values()), default=None)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ballast.policy.resize import ResizeRequest
 from ballast.qmp.commands import COMMANDS, EVENTS, Context, execute
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.qmp import Command, ErrorClass, RefusedError, Version, check_value
@@ -25,7 +26,8 @@ STATUS: dict[str, object] = {
 
 async def run(vm: FakeBalloonControl, name: str, **arguments: Any) -> Any:
     context = Context(vm, Version(1, 2, 3, "ballast 1.2.3"), lambda: 1012.5, lambda: SOCKET_STATUS)
-    return await execute(context, Command(name, arguments, {}))
+    request = {key.replace("_", "-"): value for key, value in arguments.items()}
+    return await execute(context, Command(name, request, {}))
 
 
 async def refused(vm: FakeBalloonControl, name: str, **arguments: Any) -> RefusedError:
@@ -41,7 +43,11 @@ def arguments(name: str) -> list[tuple[str, Type, bool]]:
 def test_arguments_are_declared_by_the_functions() -> None:
     assert arguments("balloon") == [("value", INTEGER, False)]
     assert arguments("query-balloon") == []
-    assert arguments("ballast-stats") == [("fresh", BOOLEAN, True), ("timeout", NUMBER, True)]
+    assert arguments("ballast-stats") == [
+        ("fresh", BOOLEAN, True),
+        ("max-age", NUMBER, True),
+        ("timeout", NUMBER, True),
+    ]
     assert arguments("ballast-free-page-hint") == [("action", Choice(("start", "stop")), False)]
     assert arguments("qom-set") == [
         ("path", STRING, False),
@@ -84,6 +90,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "qom-list": {"path": "balloon0"},
     "qom-list-get": {"paths": ["balloon0", "/machine"]},
     "ballast-free-page-hint": {"action": "start"},
+    "ballast-resize": {"value": MIB},
+    "ballast-hold": {"enabled": True},
+    "ballast-inhibit": {"enabled": True},
 }
 
 
@@ -92,7 +101,11 @@ async def test_what_a_command_returns_is_what_it_declares(name: str) -> None:
     vm = FakeBalloonControl(
         report={}, guest_stats=FakeStats({1: 2}, 5), ledger=[(1, 2)], extra_status=STATUS
     )
+    if name == "ballast-resize-cancel":
+        vm.follows = False
+        vm.governor.start_resize(ResizeRequest(MIB))
     answer = await run(vm, name, **CALLS.get(name, {}))
+    vm.governor.close()
     check_value("return", COMMANDS[name].returns, answer)
 
 
@@ -165,6 +178,7 @@ async def test_status_has_the_sizes_and_what_the_vm_adds() -> None:
         "target-bytes": None,
         "actual-bytes": None,
         "transport": "vhost-user",
+        "resizing": vm.governor.status(),
         "qmp": SOCKET_STATUS,
     }
 
@@ -182,11 +196,6 @@ async def test_stats_that_never_came_have_no_age() -> None:
     assert (answer["last-update"], answer["age-seconds"]) == (0, None)
 
 
-async def test_stats_from_the_future_are_new() -> None:
-    vm = FakeBalloonControl(guest_stats=FakeStats({}, last_update=2000))
-    assert (await run(vm, "ballast-stats"))["age-seconds"] == 0
-
-
 async def test_fresh_stats() -> None:
     vm = FakeBalloonControl(guest_stats=FakeStats({4: 1}, 900), fresh_values={4: 2})
     answer = await run(vm, "ballast-stats", fresh=True, timeout=0.5)
@@ -197,6 +206,24 @@ async def test_fresh_stats() -> None:
 async def test_fresh_stats_that_do_not_come() -> None:
     with pytest.raises(TimedOutError, match=r"within 0\.5 s"):
         await run(FakeBalloonControl(), "ballast-stats", fresh=True, timeout=0.5)
+
+
+async def test_stats_that_are_young_enough_are_not_asked_for() -> None:
+    vm = FakeBalloonControl(guest_stats=FakeStats({4: 1}, 1000))
+    answer = await run(vm, "ballast-stats", max_age=12.5)
+    assert (answer["age-seconds"], answer["fresh"]) == (12.5, False)
+
+
+@pytest.mark.parametrize("last_update", [1000, 0])
+async def test_stats_that_are_too_old_are_never_passed_off_as_new(last_update: int) -> None:
+    vm = FakeBalloonControl(guest_stats=FakeStats({4: 1}, last_update))
+    with pytest.raises(TimedOutError):
+        await run(vm, "ballast-stats", max_age=12)
+    vm.fresh_values = {4: 2}
+    answer = await run(vm, "ballast-stats", max_age=12)
+    assert (answer["stats"]["stat-free-memory"], answer["fresh"]) == (2, True)
+    for age in (-1, float("nan")):
+        assert "'max-age' expects" in str(await refused(vm, "ballast-stats", max_age=age))
 
 
 @pytest.mark.parametrize("name", ["ballast-stats", "ballast-report"])

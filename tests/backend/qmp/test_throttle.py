@@ -40,3 +40,12 @@ def test_kinds_do_not_disturb_each_other() -> None:
     assert not throttle.offer("B", b"b2", 0.6)
     assert throttle.expire(1.0) == []
     assert throttle.next_end() == 5.5
+
+
+def test_what_is_overtaken_is_not_sent() -> None:
+    throttle = EventThrottle({"A": 1.0})
+    assert throttle.offer("A", b"1", 10.0)
+    assert not throttle.offer("A", b"2", 10.5)
+    throttle.forget("A")
+    throttle.forget("B")
+    assert throttle.expire(11.0) == []
