@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballast.sizes import format_size, parse_size
+from ballast.sizes import format_size, parse_size, parse_size_wanted
 from ballast_protocol.errors import OperatorError
 
 GIB = 1 << 30
@@ -66,3 +66,41 @@ def test_sizes_for_people(size: int, text: str) -> None:
 def test_a_whole_size_comes_back(number: int, unit: str) -> None:
     size = parse_size(f"{number}{unit}")
     assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1G", GIB),
+        ("50%", 2 * GIB),
+        ("100 %", 4 * GIB),
+        ("12.5%", GIB // 2),
+        ("+512M", 3 * GIB + GIB // 2),
+        ("-1G", 2 * GIB),
+        (" - 1G ", 2 * GIB),
+    ],
+)
+def test_sizes_that_depend_on_the_machine(text: str, size: int) -> None:
+    assert parse_size_wanted(text).resolve(4 * GIB, 3 * GIB) == size
+
+
+def test_without_a_target_it_is_from_the_whole_ram() -> None:
+    assert parse_size_wanted("-1G").resolve(4 * GIB, None) == 3 * GIB
+
+
+@pytest.mark.parametrize("text", ["50%", "+1G", "-1G"])
+def test_what_depends_on_an_unknown_machine(text: str) -> None:
+    with pytest.raises(OperatorError, match="not known before QEMU is there") as caught:
+        parse_size_wanted(text).resolve(None, None)
+    assert caught.value.hint
+
+
+def test_nothing_may_not_be_left() -> None:
+    with pytest.raises(OperatorError, match="5 GiB less than 4 GiB leaves nothing"):
+        parse_size_wanted("-5G").resolve(4 * GIB, None)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0%", "101%", "%", "+", "+0", "--1G", "+-1G", "x"])
+def test_what_is_no_size_wanted(text: str) -> None:
+    with pytest.raises(OperatorError):
+        parse_size_wanted(text)

@@ -21,9 +21,11 @@ def served_vm(root: Path, vm: FakeBalloonControl) -> Iterator[FakeBalloonControl
     end = asyncio.Event()
 
     async def serve() -> None:
-        async with serving(directory / "qmp.sock", vm):
+        async with serving(directory / "qmp.sock", vm) as server:
+            vm.on_event = server.emit
             ready.set()
             await end.wait()
+            vm.governor.close()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

@@ -1,4 +1,4 @@
-"""`status`, `set` and `stats`: QMP clients of the VMs' sockets, like any other."""
+"""`status` and `stats`: QMP clients of the VMs' sockets, like any other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ballast.cli.common import (
@@ -15,10 +14,8 @@ from ballast.cli.common import (
     complete_vm,
     console,
     dig,
-    messages,
     print_json,
     qmp_socket,
-    size_argument,
     size_cell,
 )
 from ballast.daemon.paths import served_names
@@ -76,7 +73,7 @@ def _status_table(found: list[dict[str, object]]) -> Table:
             str(each["name"]),
             str(each["state"]),
             size_cell(each.get("ram-bytes")),
-            size_cell(each.get("target-bytes")),
+            _target_cell(each),
             size_cell(each.get("actual-bytes")),
             size_cell(dig(each, "ledger", "bytes")),
             size_cell(dig(each, "host", "allocated-bytes")),
@@ -85,12 +82,28 @@ def _status_table(found: list[dict[str, object]]) -> Table:
     return table
 
 
+def _target_cell(found: dict[str, object]) -> str:
+    held = dig(found, "resizing", "hold", "enabled")
+    return size_cell(found.get("target-bytes")) + (" (held)" if held else "")
+
+
+def _switch(found: dict[str, object], name: str) -> str | None:
+    """Return why a switch is on; None if it is off."""
+    if not dig(found, "resizing", name, "enabled"):
+        return None
+    return str(dig(found, "resizing", name, "reason") or "yes, no reason was given")
+
+
 def _detail_table(found: dict[str, object]) -> Table:
     """Return what is worth knowing of one VM beyond the overview."""
     table = Table(box=None, show_header=False, pad_edge=False)
     features = found.get("features")
     rows = {
         "QEMU's process": dig(found, "transport", "connection", "pid"),
+        "guest": dig(found, "resizing", "guest"),
+        "target on hold": _switch(found, "hold"),
+        "giving back inhibited": _switch(found, "inhibit"),
+        "last resize": dig(found, "resizing", "last", "explanation"),
         "features": ", ".join(map(str, features)) if isinstance(features, list) else None,
         "books minus guest": size_cell(dig(found, "ledger", "difference-bytes")),
         "host, QEMU's RssShmem": size_cell(dig(found, "host", "rss-shmem-bytes")),
@@ -106,88 +119,30 @@ def _detail_table(found: dict[str, object]) -> Table:
     return table
 
 
-def set_target(
-    vm: VmName,
-    size: Annotated[
-        int,
-        typer.Argument(
-            parser=size_argument,
-            metavar="SIZE",
-            help="What the guest should have: 1G, 512M, bytes.",
-        ),
-    ],
-    wait: Annotated[
-        bool, typer.Option("--wait", "-w", help="Return when the guest has that size.")
-    ] = False,
-    timeout: Annotated[
-        float, typer.Option("--timeout", "-t", help="Seconds to wait at most.", min=0.1)
-    ] = 60.0,
-    as_json: JsonFlag = False,
-) -> None:
-    """Ask a guest to shrink or grow to SIZE.
-
-    The guest gives up what it can spare and may stop short of SIZE. Without `--wait`
-    the command returns at once; with it, exit status 3 means that the guest did not get there in
-    time (the target stays in force).
-    """
-    actual = asyncio.run(_set(vm, size, wait=wait, timeout_seconds=timeout))
-    if as_json:
-        print_json({"name": vm, "target-bytes": size, "actual-bytes": actual})
-    elif actual is None:
-        console.print(f"{vm}: asked for {size_cell(size)}", highlight=False)
-    else:
-        console.print(f"{vm}: has {size_cell(actual)}", highlight=False)
-
-
-async def _set(vm: str, size: int, *, wait: bool, timeout_seconds: float) -> int | None:
-    async with qmp.connect(qmp_socket(vm)) as client:
-        ram = (await client.query("ballast-status")).get("ram-bytes")
-        if isinstance(ram, int) and size > ram:
-            note = (
-                f"{vm} has {size_cell(ram)} in all; more cannot be given, so all of it is asked for"
-            )
-            messages.print(note, style="yellow", markup=False, highlight=False)
-        if not wait:
-            await client.execute("balloon", {"value": size})
-            return None
-        with _progress() as bar:
-            task = bar.add_task(vm, total=None, now="")
-
-            def show(progress: qmp.Progress) -> None:
-                if progress.actual_bytes is not None:
-                    start = bar.tasks[0].fields.setdefault("start", progress.actual_bytes)
-                    total = abs(progress.wanted_bytes - start) or 1
-                    done = total - min(abs(progress.wanted_bytes - progress.actual_bytes), total)
-                    bar.update(
-                        task, total=total, completed=done, now=size_cell(progress.actual_bytes)
-                    )
-
-            return await qmp.wait_for_target(client, size, timeout_seconds, show)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[now]}"),
-        TimeElapsedColumn(),
-        console=messages,
-        transient=True,
-    )
-
-
 def stats(
     vm: VmName,
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--last", help="Ask the guest now, or show what it last sent.")
-    ] = True,
+    max_age: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="What is younger need not be asked for again.",
+            min=0.0,
+        ),
+    ] = 0.0,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Ask nobody: show what the guest sent last.")
+    ] = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", "-t", help="Seconds the guest may take.", min=0.1)
+        float, typer.Option("--timeout", "-t", help="Seconds the guest may take.", min=0.1, max=60)
     ] = 5.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show a guest's memory statistics, as its balloon driver counts them."""
-    answer = asyncio.run(_stats(vm, fresh=fresh, timeout_seconds=timeout))
+    """Show a guest's memory statistics, as its balloon driver counts them, and how old they are.
+
+    The guest is asked for them. If it does not answer in time, exit status is 3 and nothing is
+    shown: old values are not passed off as new ones.
+    """
+    answer = asyncio.run(_stats(vm, max_age=None if cached else max_age, timeout_seconds=timeout))
     if as_json:
         print_json(answer)
         return
@@ -207,10 +162,11 @@ def stats(
     console.print(table)
 
 
-async def _stats(vm: str, *, fresh: bool, timeout_seconds: float) -> dict[str, object]:
+async def _stats(vm: str, *, max_age: float | None, timeout_seconds: float) -> dict[str, object]:
+    arguments: dict[str, object] = {"timeout": timeout_seconds}
+    if max_age == 0:
+        arguments["fresh"] = True
+    elif max_age is not None:
+        arguments["max-age"] = max_age
     async with qmp.connect(qmp_socket(vm)) as client:
-        return await client.query(
-            "ballast-stats",
-            {"fresh": fresh, "timeout": timeout_seconds},
-            timeout_seconds=timeout_seconds + 5,
-        )
+        return await client.query("ballast-stats", arguments, timeout_seconds=timeout_seconds + 5)

@@ -10,7 +10,19 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ballast.cli import bench, control, demo, doctor, image, launch, serve, soak
+from ballast.cli import (
+    bench,
+    control,
+    demo,
+    doctor,
+    image,
+    launch,
+    resize,
+    serve,
+    soak,
+    switches,
+    top,
+)
 from ballast.daemon.logs import VmNameFilter
 from ballast.daemon.version import ballast_version
 from ballast_protocol.errors import BallastError, OperatorError, TimedOutError
@@ -36,8 +48,11 @@ app.command("doctor", rich_help_panel="See it work")(doctor.doctor)
 app.command("launch", rich_help_panel="Run VMs")(launch.launch)
 app.command("serve", rich_help_panel="Run VMs")(serve.serve)
 app.command("status", rich_help_panel="Operate VMs")(control.status)
-app.command("set", rich_help_panel="Operate VMs")(control.set_target)
+app.command("set", cls=resize.SizeCommand, rich_help_panel="Operate VMs")(resize.set_target)
+app.command("hold", rich_help_panel="Operate VMs")(switches.hold)
+app.command("inhibit", rich_help_panel="Operate VMs")(switches.inhibit)
 app.command("stats", rich_help_panel="Operate VMs")(control.stats)
+app.command("top", rich_help_panel="Operate VMs")(top.top)
 app.command("soak", rich_help_panel="See it work")(soak.soak)
 app.add_typer(bench.app, name="bench", rich_help_panel="See it work")
 app.add_typer(image.app, name="image", rich_help_panel="See it work")

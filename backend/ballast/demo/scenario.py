@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ballast.daemon.vm import VirtualMachine
 from ballast.demo.record import Recording
-from ballast.qmp import client as qmp
+from ballast.qmp.resizing import Follow, check_reached
 from ballast_images.progress import Reporter
 from ballast_images.vm import Vm
 
@@ -132,14 +132,14 @@ class Story:
         with self.reporter.step(f"Target {target_bytes >> 20} MiB: {name}") as advance:
             start = self.vm.actual_bytes or target_bytes
 
-            def show(progress: qmp.Progress) -> None:
-                if progress.actual_bytes is not None and start != target_bytes:
-                    advance((progress.actual_bytes - start) / (target_bytes - start))
+            def show(progress: Mapping[str, object]) -> None:
+                actual = progress["actual-bytes"]
+                if isinstance(actual, int) and start != target_bytes:
+                    advance((actual - start) / (target_bytes - start))
 
-            async with qmp.connect(self.vm.paths.qmp) as client:
-                await qmp.wait_for_target(
-                    client, target_bytes, RESIZE_TIMEOUT_SECONDS, show, poll_seconds=_LOOK_SECONDS
-                )
+            follow = Follow(self.vm.paths.qmp, show, _LOOK_SECONDS)
+            request = {"value": target_bytes, "timeout": RESIZE_TIMEOUT_SECONDS}
+            check_reached(await follow.resize(request))
         wanted = max(start - target_bytes, 0) * REQUIRED_SHARE
         await self._finish(name, before, lambda given: given >= wanted)
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from ballast.cli.main import app
 from ballast_protocol.errors import OperatorError, TimedOutError
-from support.balloon_control import MIB, FakeBalloonControl
+from support.balloon_control import MIB, FakeBalloonControl, FakeStats
 from support.served import served_vm
 
 runner = CliRunner()
@@ -87,43 +87,6 @@ def test_status_leaves_out_what_has_just_gone(root: Path, web: FakeBalloonContro
     assert [each["name"] for each in json.loads(run("status", "--json").stdout)] == ["web"]
 
 
-def test_set_without_wait_returns_at_once(web: FakeBalloonControl) -> None:
-    web.follows = False
-    result = run("set", "web", "1G")
-    assert (result.exit_code, web.target_bytes) == (0, 1024 * MIB)
-    assert "asked for 1 GiB" in result.stdout
-
-
-def test_set_with_wait_tells_the_size_reached(web: FakeBalloonControl) -> None:
-    result = run("set", "web", "512M", "--wait", "--json")
-    assert json.loads(result.stdout) == {
-        "name": "web",
-        "target-bytes": 512 * MIB,
-        "actual-bytes": 512 * MIB,
-    }
-
-
-def test_set_that_is_not_reached_times_out_and_says_how_far_it_got(
-    web: FakeBalloonControl,
-) -> None:
-    web.follows = False
-    result = run("set", "web", "1G", "--wait", "--timeout", "0.2")
-    assert isinstance(result.exception, TimedOutError)
-    assert "2 GiB of 1 GiB" in str(result.exception)
-
-
-@pytest.mark.parametrize("size", ["1X", "0", "-1G", ""])
-def test_a_size_that_is_none_is_wrong_use(size: str) -> None:
-    assert run("set", "web", "--", size).exit_code == 2
-
-
-def test_what_the_vm_refuses_is_an_error(web: FakeBalloonControl) -> None:
-    web.smallest_target_bytes = 1024 * MIB
-    result = run("set", "web", "1M")
-    assert isinstance(result.exception, OperatorError)
-    assert "below the floor" in str(result.exception)
-
-
 def test_fresh_stats_as_table_and_json(web: FakeBalloonControl) -> None:
     web.fresh_values = {4: 100 * MIB, 3: 12345}
     table = run("stats", "web").stdout
@@ -138,9 +101,24 @@ def test_stats_of_a_silent_guest_time_out_but_the_last_ones_can_be_read(
     web: FakeBalloonControl,
 ) -> None:
     assert isinstance(run("stats", "web", "--timeout", "0.1").exception, TimedOutError)
-    result = run("stats", "web", "--last")
+    result = run("stats", "web", "--cached")
     assert result.exit_code == 0
     assert "never sent" in result.stdout
+
+
+def test_stats_that_are_young_enough(web: FakeBalloonControl) -> None:
+    web.guest_stats = FakeStats({4: 100 * MIB}, 1000)
+    assert "12.5 s old" in run("stats", "web", "--max-age", "60").stdout
+    assert isinstance(run("stats", "web", "--max-age", "5").exception, TimedOutError)
+
+
+def test_status_says_what_is_held_and_why(web: FakeBalloonControl) -> None:
+    assert run("hold", "web", "--reason", "a backup").exit_code == 0
+    assert run("inhibit", "web").exit_code == 0
+    text = " ".join(run("status", "web").stdout.split())
+    assert "(held)" in text
+    assert "target on hold a backup" in text
+    assert "giving back inhibited yes, no reason was given" in text
 
 
 def test_names_are_completed(web: FakeBalloonControl) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ballast.qmp import client as client_module
 from ballast.qmp import server as server_module
-from ballast.qmp.client import CommandRefusedError, Progress, connect, wait_for_target
+from ballast.qmp.client import CommandRefusedError, connect
 from ballast.qmp.server import QmpServer
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.qmp import Version
@@ -127,85 +127,3 @@ async def test_a_server_that_goes_away(
         await server.close()
         with pytest.raises(OperatorError, match="lost the connection to vm1"):
             await asked
-
-
-async def test_waiting_for_a_guest_that_obeys(
-    path: Path, vm: FakeBalloonControl, server: QmpServer
-) -> None:
-    vm.follows = False
-    seen: list[Progress] = []
-
-    def move_on(progress: Progress) -> None:
-        seen.append(progress)
-        assert vm.actual_bytes is not None
-        vm.actual_bytes -= 512 * MIB
-        server.emit("BALLOON_CHANGE", {"actual": vm.actual_bytes})
-
-    async with connect(path) as client:
-        # Only events can be what wakes it.
-        reached = await wait_for_target(client, 1024 * MIB, 20, move_on, poll_seconds=20)
-    assert reached == 1024 * MIB
-    assert [progress.actual_bytes for progress in seen] == [2048 * MIB, 1536 * MIB, 1024 * MIB]
-
-
-@pytest.mark.usefixtures("server")
-async def test_waiting_for_a_guest_that_boots(path: Path, vm: FakeBalloonControl) -> None:
-    vm.ram_bytes = vm.actual_bytes = None
-    seen: list[int | None] = []
-
-    def boot(progress: Progress) -> None:
-        seen.append(progress.actual_bytes)
-        if len(seen) == 3:
-            vm.ram_bytes, vm.actual_bytes = 2048 * MIB, vm.target_bytes
-
-    async with connect(path) as client:
-        assert await wait_for_target(client, 100 * MIB, 20, boot, poll_seconds=0.01) == 100 * MIB
-    assert seen == [None, None, None, 100 * MIB]
-
-
-@pytest.mark.usefixtures("server")
-async def test_waiting_in_vain(path: Path, vm: FakeBalloonControl) -> None:
-    vm.follows = False
-    async with connect(path) as client:
-        with pytest.raises(TimedOutError) as caught:
-            await wait_for_target(client, 1024 * MIB, 0.1, poll_seconds=0.01)
-    assert str(caught.value) == "vm1: the guest is at 2 GiB of 1 GiB after 0.1 s"
-    assert "still get there" in caught.value.hint
-
-
-@pytest.mark.usefixtures("server")
-async def test_more_than_the_ram_means_all_of_it(path: Path) -> None:
-    async with connect(path) as client:
-        assert await wait_for_target(client, 1 << 40, 20) == 2048 * MIB
-
-
-@pytest.mark.usefixtures("server")
-async def test_a_target_between_two_pages(path: Path) -> None:
-    async with connect(path) as client:
-        assert await wait_for_target(client, MIB + 1, 20) == MIB + 4096
-
-
-@pytest.mark.usefixtures("server")
-async def test_somebody_else_changes_the_target(path: Path, vm: FakeBalloonControl) -> None:
-    vm.follows = False
-
-    def interfere(progress: Progress) -> None:
-        vm.target_bytes = 100 * MIB
-
-    async with connect(path) as client:
-        with pytest.raises(OperatorError, match="changed to 100 MiB meanwhile"):
-            await wait_for_target(client, 1024 * MIB, 20, interfere, poll_seconds=0.01)
-
-
-@pytest.mark.parametrize(
-    ("actual_bytes", "is_reached"),
-    [
-        (None, False),
-        (MIB + 4096, False),
-        (MIB, True),
-        (MIB - 0xF000, True),
-        (MIB - 0x10000, False),
-    ],
-)
-def test_there_give_or_take_a_large_page(actual_bytes: int | None, is_reached: bool) -> None:
-    assert Progress(actual_bytes, MIB).is_reached is is_reached
