@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 
 from ballast_protocol.guest import Hello, MemoryReport, ZoneReport
@@ -31,6 +31,14 @@ class AgentInfo:
     hello: Hello
     protocol_version: int
     interval_seconds: float
+
+    def is_same_as(self, known: AgentInfo) -> bool:
+        """Return whether an introduction tells nothing new.
+
+        An agent's own and the one that it was asked for may cross on the way; each has its own id.
+        """
+        hello = replace(self.hello, hello_id=known.hello.hello_id)
+        return replace(self, hello=hello) == known
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ not in order is refused by itself, with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 
@@ -48,6 +48,7 @@ class Refusal(Enum):
     NOT_RAM = "not the guest's memory"
     HOST_PAGES = "not made of whole pages of the host"
     KERNEL_HOLDS = "in the kernel's balloon"
+    INHIBITED = "kept, because nothing is given back to the host now"
     HELD_ALREADY = "in the book already"
 
 
@@ -119,11 +120,14 @@ class BlockBook:
 
     Attributes:
         metrics: Counters.
+        on_forget: Told that the device has forgotten all blocks; an agent that is still there has
+            to say again what it holds.
     """
 
     def __init__(self, pages: PageBook) -> None:
         """Begin with an empty book beside the kernel's; its memory map is used."""
         self.metrics = BlockMetrics()
+        self.on_forget: Callable[[], None] = lambda: None
         self._pages = pages
         self._blocks = BlockSet()
         self._confirmed: BlockSet | None = None
@@ -171,6 +175,8 @@ class BlockBook:
 
     def _fault(self, span: PageRange) -> Refusal | None:
         """Return what keeps whole blocks from being accepted; None if nothing does."""
+        if self._pages.is_inhibited:
+            return Refusal.INHIBITED
         address, size = span.first_pfn << PFN_SHIFT, span.size_bytes
         pieces = list(self._pages.memory.pieces(address, size))
         if sum(piece.length for piece in pieces) != size:
@@ -248,8 +254,13 @@ class BlockBook:
         """The agent's connection began anew: what it holds is not confirmed yet."""
         self._confirmed = None
 
+    def forget(self) -> None:
+        """Forget everything: perhaps the guest is new, or its memory is gone. The owner is told."""
+        self.clear()
+        self.on_forget()
+
     def clear(self) -> None:
-        """Forget everything: the guest has begun anew, or its memory is gone."""
+        """Forget everything: the agent has said that its guest is new."""
         self.metrics.forgotten_bytes += self._blocks.size_bytes
         self._blocks, self._confirmed = BlockSet(), None
 

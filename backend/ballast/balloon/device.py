@@ -73,6 +73,8 @@ class BalloonDevice:
         is_running: Whether a driver is at work, between `start` and `stop`.
         was_started: Whether a driver has ever been at work, so that `actual` means something.
         target_bytes: The size that the operator wants the guest to have; None means all of it.
+        elsewhere_bytes: What of the target is the business of the agent in the guest, so that the
+            kernel's balloon is not asked for it.
         ram_bytes: The size of the machine; 0 until the memory is known.
         actual_pages: The balloon's size in 4 KiB pages, as the guest says.
         pages: The ledger and the memory under it.
@@ -96,6 +98,7 @@ class BalloonDevice:
         self.is_running = False
         self.was_started = False
         self.target_bytes: int | None = None
+        self.elsewhere_bytes = 0
         self.ram_bytes = ram_bytes
         self.actual_pages = 0
         self.metrics = BalloonMetrics()
@@ -137,22 +140,36 @@ class BalloonDevice:
 
     @property
     def target_pages(self) -> int:
-        """`num_pages`: how many 4 KiB pages the guest should give up."""
+        """`num_pages`: how many 4 KiB pages the guest's kernel should give up."""
+        return min(max(self.wanted_bytes - self.elsewhere_bytes, 0) >> PFN_SHIFT, MAX_PAGES)
+
+    @property
+    def wanted_bytes(self) -> int:
+        """How much the guest should give up in all, in whole pages."""
         if self.target_bytes is None:
             return 0
-        return min(max(self.ram_bytes - self.target_bytes, 0) >> PFN_SHIFT, MAX_PAGES)
+        return max(self.ram_bytes - self.target_bytes, 0) >> PFN_SHIFT << PFN_SHIFT
 
     @property
     def actual_bytes(self) -> int | None:
-        """The guest's present size, QEMU's `actual`; None before a driver was there."""
+        """The guest's present size, QEMU's `actual`; None before a driver was there.
+
+        What its agent holds counts as its kernel's balloon does. A sweep's blocks do not, for the
+        guest is getting them back.
+        """
         if not self.was_started:
             return None
-        return self.ram_bytes - (self.actual_pages << PFN_SHIFT)
+        given = (self.actual_pages << PFN_SHIFT) + self.blocks.hold_bytes
+        return max(self.ram_bytes - given, 0)
 
     @property
     def is_settled(self) -> bool:
-        """Whether the guest says that it has the size that is wanted."""
-        return self.was_started and self.actual_pages == self.target_pages
+        """Whether the guest has the size that is wanted, by what its kernel and its agent say."""
+        return (
+            self.was_started
+            and self.actual_pages == self.target_pages
+            and self.blocks.hold_bytes == self.elsewhere_bytes
+        )
 
     def start_hinting(self) -> None:
         """Start a round of free-page hints.
@@ -247,7 +264,7 @@ class BalloonDevice:
         """Begin with a driver that has given up nothing; the operator's target stays."""
         self.pages.forget()
         # Perhaps the whole guest is new. If not, its agent says anew what it holds.
-        self.blocks.clear()
+        self.blocks.forget()
         self.statistics.reset()
         self.hinting = HintingRound()
         has_poison = self.driver_features & BalloonFeature.PAGE_POISON
@@ -268,8 +285,8 @@ class BalloonDevice:
         self.driver_features, self.actual_pages, self._poison = 0, 0, 0
         self._poison_written = None
         self.pages.forget()
-        self.blocks.clear()
         self.pages.memory = MemoryMap()
+        self.blocks.forget()
         self.pages.last_failure = ""
         self.statistics.reset()
         self.hinting = HintingRound()

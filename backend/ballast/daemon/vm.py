@@ -15,7 +15,7 @@ from ballast.daemon.config import VmConfig
 from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.paths import NameLock, VmPaths
 from ballast.daemon.version import qmp_version
-from ballast.guest_link import GuestLink
+from ballast.guest_link.link import GuestLink
 from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
 from ballast.policy.resize import Observation, attainable, is_there

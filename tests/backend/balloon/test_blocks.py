@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ballast.balloon.blocks import MAX_NODES, BlockBook, Refusal
-from ballast.balloon.metrics import BalloonMetrics
-from ballast.balloon.pages import PageBook
+from ballast.balloon.blocks import MAX_NODES, Refusal
 from ballast.memory.map import Piece
-from ballast.memory.reclaim import discard
 from ballast_protocol.guest_blocks import (
     BLOCK_BYTES,
     MAX_REPORT_BLOCKS,
@@ -21,6 +18,7 @@ from ballast_protocol.guest_blocks import (
     PageRange,
     Purpose,
 )
+from support.blocks import Books, span
 from support.driver import PAGE_SIZE, GuestRam, RamBlock
 from support.memory import mapped
 
@@ -31,36 +29,6 @@ HALF_BLOCK = HIGH + HIGH_BLOCKS
 """Number of a block of which only the first half is RAM."""
 
 
-class Books:
-    """Both books over `ram`, and what was discarded."""
-
-    def __init__(self, ram: GuestRam) -> None:
-        self.ram = ram
-        self.discards: list[tuple[int, int]] = []
-        self.pages = PageBook(BalloonMetrics(), self._discard)
-        self.blocks = BlockBook(self.pages)
-        self.pages.on_inflate = self.blocks.kernel_took
-
-    def _discard(self, piece: Piece) -> int:
-        address = piece.region.layout.guest_address + piece.offset
-        self.discards.append((address // BLOCK_BYTES, piece.length // BLOCK_BYTES))
-        return discard(piece)
-
-    def fill(self, *blocks: int) -> None:
-        for block in blocks:
-            self.ram.write(block * BLOCK_BYTES, b"\x55" * BLOCK_BYTES)
-
-    def is_empty(self, block: int) -> bool:
-        return not any(self.ram.read(block * BLOCK_BYTES, BLOCK_BYTES))
-
-    def held(self) -> set[int]:
-        return {
-            pfn // PAGES_PER_BLOCK
-            for first, count in self.blocks.runs()
-            for pfn in range(first, first + count, PAGES_PER_BLOCK)
-        }
-
-
 @pytest.fixture
 def books() -> Iterator[Books]:
     low = RamBlock(0, LOW_BLOCKS * BLOCK_BYTES)
@@ -69,10 +37,6 @@ def books() -> Iterator[Books]:
         books = Books(ram)
         with mapped(ram) as books.pages.memory:
             yield books
-
-
-def span(first_block: int, blocks: int = 1, node: int = 0) -> PageRange:
-    return PageRange(first_block * PAGES_PER_BLOCK, blocks * PAGES_PER_BLOCK, node)
 
 
 def test_a_report_is_entered_and_given_back(books: Books) -> None:
@@ -231,6 +195,14 @@ def test_host_pages_larger_than_a_block_are_left_alone(
         monkeypatch.setattr(region, "host_page_bytes", 1 << 30)
     verdict = books.blocks.report([span(0)], Purpose.HOLD)
     assert verdict.reasons == (Refusal.HOST_PAGES,)
+
+
+def test_nothing_is_taken_while_nothing_is_given_back(books: Books) -> None:
+    books.fill(0)
+    books.pages.is_inhibited = True
+    verdict = books.blocks.report([span(0)], Purpose.HOLD)
+    assert verdict.reasons == (Refusal.INHIBITED,)
+    assert not books.is_empty(0)
 
 
 def test_a_failure_to_discard_is_seen(books: Books) -> None:

@@ -4,122 +4,37 @@ import asyncio
 import os
 import stat
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ballast import guest_link
-from ballast.guest_link import GuestLink, LinkEvent
+from ballast.guest_link import pace
+from ballast.guest_link.events import LinkEvent
+from ballast.guest_link.link import GuestLink
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.guest import (
     ErrorReply,
-    Hello,
     HelloRequest,
-    Message,
     MessageKind,
     ReportRequest,
     SetInterval,
     Welcome,
-    decode,
     encode,
 )
 from ballast_protocol.guest_framing import Frame, FrameDecoder
+from support.agent_peer import PATIENCE_SECONDS, Events, qemu
 from support.guest_messages import HELLO, report, zone
-
-PATIENCE_SECONDS = 20
-
-
-class Guest:
-    """QEMU's end of the channel, with an agent behind it that says what the test says."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writer = writer
-        self._reader = reader
-        self._decoder = FrameDecoder()
-        self._frames: list[Frame] = []
-
-    def say(self, message: Message, request_id: int = 0) -> None:
-        self.writer.write(encode(message, request_id))
-
-    async def hear(self) -> tuple[int, Message]:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not self._frames:
-                data = await self._reader.read(1 << 16)
-                assert data, "the link hung up"
-                self._frames += self._decoder.feed(data)
-        frame = self._frames.pop(0)
-        return frame.request_id, decode(frame)
-
-    async def hear_end(self) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while await self._reader.read(1 << 16):
-                pass
-
-    async def introduce(self, hello: Hello = HELLO) -> None:
-        self.say(hello)
-        assert isinstance((await self.hear())[1], HelloRequest)
-        assert isinstance((await self.hear())[1], Welcome)
-
-
-@asynccontextmanager
-async def qemu(link: GuestLink) -> AsyncIterator[Guest]:
-    guest = Guest(*await asyncio.open_unix_connection(link.path))
-    try:
-        yield guest
-    finally:
-        guest.writer.transport.abort()
 
 
 def state_of(link: GuestLink) -> object:
     return link.status()["state"]
 
 
-class Events:
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[LinkEvent] = asyncio.Queue()
-
-    def __call__(self, event: LinkEvent) -> None:
-        self._queue.put_nowait(event)
-
-    async def next(self) -> LinkEvent:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return await self._queue.get()
-
-    async def until(self, wanted: LinkEvent) -> None:
-        while await self.next() is not wanted:
-            pass
-
-    def empty(self) -> bool:
-        return self._queue.empty()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Paths of sockets are short; those of pytest's folders can be too long.
-    with tempfile.TemporaryDirectory(prefix="bal-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def events() -> Events:
-    return Events()
-
-
-@pytest.fixture
-async def link(folder: Path, events: Events) -> AsyncIterator[GuestLink]:
-    link = GuestLink(folder / "agent.sock", on_event=events)
-    await link.start()
-    yield link
-    await link.close()
-
-
 @pytest.fixture
 def _no_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_link, "READ_BYTES_PER_SECOND", 1 << 40)
+    monkeypatch.setattr(pace, "READ_BYTES_PER_SECOND", 1 << 40)
 
 
 async def test_an_agent_is_greeted_and_its_reports_are_kept(
@@ -312,7 +227,7 @@ async def test_a_second_connection_is_refused(link: GuestLink) -> None:
 async def test_a_flood_holds_up_nobody_else(
     link: GuestLink, folder: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guest_link, "READ_BYTES_PER_SECOND", 1)
+    monkeypatch.setattr(pace, "READ_BYTES_PER_SECOND", 1)
     calm = GuestLink(folder / "calm.sock")
     await calm.start()
     async with qemu(link) as flooder, qemu(calm) as guest:

@@ -9,7 +9,11 @@ QEMU stays connected whether or not an agent runs, and does not say when one sto
 known by its introduction, and missed by the reports that do not come.
 
 The guest is not trusted. Messages are bounded in size by the codec, and the time spent on them by
-`READ_BYTES_PER_SECOND`: a guest that floods the channel has to wait, and nobody else has.
+`pace.Pace`: a guest that floods the channel has to wait, and nobody else has.
+
+Blocks of memory that the agent hands over are `blocks.BlockSession`'s. What it relies on: messages
+are dealt with in order, each to its end before the next, and a conversation that has ended deals
+with nothing more.
 """
 
 from __future__ import annotations
@@ -21,9 +25,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 
+from ballast.balloon.blocks import BlockBook
+from ballast.guest_link.blocks import AgentBlockMessage, BlockSession
+from ballast.guest_link.events import LinkEvent
+from ballast.guest_link.pace import DEFAULT_INTERVAL_SECONDS, Pace, check_interval
+from ballast.guest_link.requests import Answer, Requests
 from ballast.guest_status import (
     AgentInfo,
     LinkCounters,
@@ -34,10 +42,8 @@ from ballast.guest_status import (
     report_status,
 )
 from ballast.streams.unix import listen
-from ballast_protocol.errors import MalformedError, OperatorError, TimedOutError
+from ballast_protocol.errors import MalformedError, OperatorError
 from ballast_protocol.guest import (
-    MAX_INTERVAL_SECONDS,
-    MIN_INTERVAL_SECONDS,
     PORT_NAME,
     ErrorReply,
     Hello,
@@ -53,9 +59,15 @@ from ballast_protocol.guest import (
     encode,
     refusal,
 )
-from ballast_protocol.guest_framing import MAX_REQUEST_ID, Frame, FrameDecoder
-
-DEFAULT_INTERVAL_SECONDS = 5.0
+from ballast_protocol.guest_blocks import (
+    BlocksReleased,
+    BlocksReport,
+    BlocksStatus,
+    CompactDone,
+    Holding,
+    SweepDone,
+)
+from ballast_protocol.guest_framing import Frame, FrameDecoder
 
 MUTE_INTERVALS = 3
 """An agent that has missed this many reports in a row is called mute."""
@@ -64,25 +76,11 @@ HELLO_RETRY_SECONDS = 1.0
 """How often, at most, an agent that reports without introduction is asked for one."""
 
 READ_SIZE = 16 * 1024
-READ_BYTES_PER_SECOND = 256 * 1024
-MESSAGE_COST_BYTES = 4 * 1024
-"""What a message, or a search for the next one, counts as in addition to its bytes."""
 
 MAX_UNSENT_BYTES = 64 * 1024
 """A guest that has left this much unread gets no further requests."""
 
 log = logging.getLogger(__name__)
-
-
-class LinkEvent(Enum):
-    """What happened on the link; the details are in the link's attributes."""
-
-    QEMU_CONNECTED = "qemu-connected"
-    QEMU_GONE = "qemu-gone"
-    AGENT_ARRIVED = "agent-arrived"
-    """An agent introduced itself that was not known, or had been silent."""
-    AGENT_MUTE = "agent-mute"
-    REPORT = "report"
 
 
 class GuestLink:
@@ -95,12 +93,14 @@ class GuestLink:
         last_report: The newest report of this life of the guest. It stays when QEMU goes: look at
             its age.
         counters: For the metrics.
+        blocks: The trade in blocks of memory; None if the agent is not to hand any over.
     """
 
     def __init__(
         self,
         path: Path,
         *,
+        book: BlockBook | None = None,
         interval_seconds: float = DEFAULT_INTERVAL_SECONDS,
         on_event: Callable[[LinkEvent], None] | None = None,
     ) -> None:
@@ -108,26 +108,29 @@ class GuestLink:
 
         Args:
             path: Where to listen.
+            book: Where blocks that the agent hands over are entered; None if it is to keep them.
             interval_seconds: Time between reports, unless the guest asks for another.
             on_event: Called in the event loop after every event; must not raise.
 
         Raises:
             OperatorError: If the interval is out of bounds.
         """
-        _check_interval(interval_seconds)
+        check_interval(interval_seconds)
         self.path = path
         self.agent: AgentInfo | None = None
         self.mute = False
         self.last_report: ReceivedReport | None = None
         self.counters = LinkCounters()
+        self.blocks: BlockSession | None = None
+        if book is not None:
+            self.blocks = BlockSession(book, self._send, lambda: self._tell(LinkEvent.BLOCKS))
         self._interval = interval_seconds
         self._on_event = on_event
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._writer: asyncio.StreamWriter | None = None
         self._conversation: asyncio.Task[None] | None = None
-        self._pending: dict[int, asyncio.Future[MemoryReport]] = {}
-        self._last_id = 0
+        self._requests = Requests(self._send)
         self._mute_timer: asyncio.TimerHandle | None = None
         self._next_hello_request = 0.0
         self._complained = False
@@ -178,21 +181,26 @@ class GuestLink:
             OperatorError: If there is no agent, or it refuses.
             TimedOutError: If it does not answer in time.
         """
+        return await self.request(ReportRequest(), MemoryReport, timeout_seconds)
+
+    async def request(
+        self, message: Message, answer: type[Answer], timeout_seconds: float
+    ) -> Answer:
+        """Send a request to the agent and return its answer, which is of the type `answer`.
+
+        Raises:
+            OperatorError: If there is no agent, or it refuses.
+            TimedOutError: If it does not answer in time.
+        """
         self._require_agent()
-        self._last_id = self._last_id % MAX_REQUEST_ID + 1
-        request_id = self._last_id
-        self._pending[request_id] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(ReportRequest(), request_id)
-            async with asyncio.timeout(timeout_seconds):
-                return await self._pending[request_id]
-        except TimeoutError:
-            raise TimedOutError(
-                f"the agent in the guest did not answer within {timeout_seconds:g} s",
-                hint="See in the guest whether ballast-agent still runs.",
-            ) from None
-        finally:
-            del self._pending[request_id]
+        return await self._requests.ask(message, answer, timeout_seconds)
+
+    def renew(self) -> None:
+        """Have the agent introduce itself anew: perhaps the guest has started anew."""
+        if self.blocks is not None:
+            self.blocks.end()
+        if self.agent is not None:
+            self._send(HelloRequest())
 
     def set_interval(self, seconds: float) -> None:
         """Make this agent, and those that come after it, report this often.
@@ -200,7 +208,7 @@ class GuestLink:
         Raises:
             OperatorError: If the interval is out of bounds.
         """
-        _check_interval(seconds)
+        check_interval(seconds)
         self._interval = seconds
         if self.agent is not None:
             self.agent = AgentInfo(self.agent.hello, self.agent.protocol_version, seconds)
@@ -260,16 +268,16 @@ class GuestLink:
 
     def _forget_connection(self) -> None:
         self._writer = self._conversation = self.agent = None
+        if self.blocks is not None:
+            self.blocks.end()
         self._complained = self.mute = False
         if self._mute_timer is not None:
             self._mute_timer.cancel()
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(OperatorError("QEMU has closed the agent channel"))
+        self._requests.abandon("QEMU has closed the agent channel")
         self._tell(LinkEvent.QEMU_GONE)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = FrameDecoder()
+        decoder, pace = FrameDecoder(), Pace()
         self._next_hello_request = 0.0
         self._ask_for_hello()
         while data := await reader.read(READ_SIZE):
@@ -281,7 +289,9 @@ class GuestLink:
             # Replies that the guest does not read hold up its next messages, not our memory.
             await writer.drain()
             work = len(frames) + decoder.resyncs - resyncs
-            await asyncio.sleep((len(data) + work * MESSAGE_COST_BYTES) / READ_BYTES_PER_SECOND)
+            now = asyncio.get_running_loop().time()
+            discarded = 0 if self.blocks is None else self.blocks.account()
+            await asyncio.sleep(pace.spend(len(data), work, discarded, now))
 
     def _take(self, frame: Frame) -> None:
         try:
@@ -308,21 +318,36 @@ class GuestLink:
             case MemoryReport():
                 self._take_report(message, request_id)
             case ErrorReply():
-                self._take_refusal(message, request_id)
+                reason = f"the agent in the guest refused: {message.reason}"
+                self._requests.refuse(request_id, reason)
+            case BlocksReport() | BlocksReleased() | Holding() | BlocksStatus() | SweepDone():
+                self._take_blocks(message, request_id)
+            case CompactDone():
+                self._requests.answer(request_id, message)
             case _:
                 raise MalformedError(f"a {type(message).__name__} is not for the host")
+
+    def _take_blocks(self, message: AgentBlockMessage, request_id: int) -> None:
+        if self.blocks is None:
+            raise MalformedError("this host takes no blocks")
+        self.blocks.take(message, request_id)
+        if isinstance(message, SweepDone):
+            self._requests.answer(request_id, message)
 
     def _greet(self, hello: Hello, request_id: int) -> None:
         version = agree_on_version(hello.protocol_versions)
         if version is None:
             self.agent = None
+            if self.blocks is not None:
+                self.blocks.end()
             raise MalformedError(f"no common version among {hello.protocol_versions}")
         agent = AgentInfo(hello, version, hello.interval_seconds or self._interval)
         if self.last_report is not None and self.last_report.boot_id != hello.boot_id:
             self.last_report = None
-        self._send(Welcome(version, agent.interval_seconds), request_id)
-        # Its own introduction and the one that we asked for may cross on the way.
-        is_news = agent != self.agent or self.mute
+        session = None if self.blocks is None else self.blocks.begin(hello, version)
+        welcome = Welcome(version, agent.interval_seconds, hello.hello_id, session)
+        self._send(welcome, request_id)
+        is_news = self.mute or self.agent is None or not agent.is_same_as(self.agent)
         self.agent = agent
         self._expect_report()
         if is_news:
@@ -335,15 +360,8 @@ class GuestLink:
         now = asyncio.get_running_loop().time()
         self.last_report = ReceivedReport(report, self.agent.hello.boot_id, now, time.time())
         self._expect_report()
-        future = self._pending.get(request_id)
-        if future is not None and not future.done():
-            future.set_result(report)
+        self._requests.answer(request_id, report)
         self._tell(LinkEvent.REPORT)
-
-    def _take_refusal(self, error: ErrorReply, request_id: int) -> None:
-        future = self._pending.get(request_id)
-        if future is not None and not future.done():
-            future.set_exception(OperatorError(f"the agent in the guest refused: {error.reason}"))
 
     def _ask_for_hello(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -378,11 +396,3 @@ class GuestLink:
 def _log_failure(conversation: asyncio.Task[None]) -> None:
     if not conversation.cancelled() and conversation.exception() is not None:
         log.error("the agent channel failed", exc_info=conversation.exception())
-
-
-def _check_interval(seconds: float) -> None:
-    if not MIN_INTERVAL_SECONDS <= seconds <= MAX_INTERVAL_SECONDS:
-        raise OperatorError(
-            f"{seconds:g} s is no interval for reports",
-            hint=f"Choose {MIN_INTERVAL_SECONDS:g} to {MAX_INTERVAL_SECONDS:g} seconds.",
-        )
