@@ -24,6 +24,63 @@ class FakeStats:
 
 
 @dataclass
+class FakeBlocks:
+    """Implements `ballast.qmp.control.BlocksControl`.
+
+    Attributes:
+        obstacle: Why the agent refuses; empty if it does not.
+        asked: What it was asked for.
+        shares: What nodes are to contribute.
+    """
+
+    obstacle: str = ""
+    asked: list[tuple[str, int | None, float]] = field(default_factory=list)
+    shares: dict[int, int] = field(default_factory=lambda: {0: 0})
+
+    async def sweep(self, node: int | None, timeout_seconds: float) -> Mapping[str, object]:
+        self._ask("sweep", node, timeout_seconds)
+        return {
+            "seconds": 0.25,
+            "reason": "nothing more is free",
+            "tried-blocks": 4,
+            "isolated-blocks": 3,
+            "reported-bytes": 6 * MIB,
+            "freed-bytes": 5 * MIB,
+        }
+
+    async def compact(self, node: int | None, timeout_seconds: float) -> Mapping[str, object]:
+        self._ask("compact", node, timeout_seconds)
+        return {"seconds": 0.5, "blocks-before": 10, "blocks-after": 30}
+
+    def _ask(self, what: str, node: int | None, timeout_seconds: float) -> None:
+        if self.obstacle:
+            raise OperatorError(f"the agent in this guest takes no blocks: {self.obstacle}")
+        self.asked.append((what, node, timeout_seconds))
+
+    def nodes(self) -> Sequence[Mapping[str, object]]:
+        return [
+            {
+                "node": node,
+                "total-bytes": 1024 * MIB,
+                "free-bytes": 512 * MIB,
+                "free-blocks": 200,
+                "held-bytes": 64 * MIB,
+                "sweep-bytes": 0,
+                "agent-held-bytes": 64 * MIB,
+                "under-way-bytes": 0,
+                "share-bytes": share,
+            }
+            for node, share in self.shares.items()
+        ]
+
+    def set_share(self, node: int, size_bytes: int) -> None:
+        self.shares[node] = size_bytes
+
+    def runs(self) -> Sequence[tuple[int, int]]:
+        return [(512, 1024)]
+
+
+@dataclass
 class FakeBalloonControl:
     """Implements `ballast.qmp.control.BalloonControl`, with a real governor.
 
@@ -52,6 +109,7 @@ class FakeBalloonControl:
     hinting: list[str] = field(default_factory=list)
     smallest_target_bytes: int = 0
     ledger: Sequence[tuple[int, int]] = ()
+    blocks: FakeBlocks | None = None
     extra_status: dict[str, object] = field(default_factory=dict)
     is_inhibited: bool = False
     events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)

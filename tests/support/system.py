@@ -68,8 +68,10 @@ async def served(**options: Any) -> AsyncIterator[VirtualMachine]:
     """Serve a balloon in this process, in a runtime directory of its own.
 
     Args:
-        options: Of its `VmConfig`.
+        options: Of its `VmConfig`. Blocks are off unless they are asked for, so that everything
+            goes through the guest's kernel.
     """
+    options.setdefault("agent_blocks", False)
     with tempfile.TemporaryDirectory(prefix="bal-") as directory:
         config = VmConfig(name="vm", **options)
         balloon = VirtualMachine(config, paths=VmPaths(config.name, Path(directory)))

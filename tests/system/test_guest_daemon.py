@@ -71,7 +71,7 @@ class Daemon:
 async def daemon(*options: str) -> AsyncIterator[Daemon]:
     with tempfile.TemporaryDirectory(prefix="run-") as name:
         process = await asyncio.create_subprocess_exec(
-            *(*COMMAND, "serve", NAME, *options),
+            *(*COMMAND, "serve", NAME, "--no-agent-blocks", *options),
             env=os.environ | {"BALLAST_RUNTIME_DIR": name},
         )
         served = Daemon(Path(name), process)

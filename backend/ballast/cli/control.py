@@ -109,6 +109,8 @@ def _detail_table(found: dict[str, object]) -> Table:
         "host, QEMU's RssShmem": size_cell(dig(found, "host", "rss-shmem-bytes")),
         "given back so far": size_cell(dig(found, "counters", "discarded-bytes")),
         "free pages reported": size_cell(dig(found, "counters", "reported-bytes")),
+        "held by the agent": size_cell(dig(found, "blocks", "held-bytes")),
+        "takes no blocks": dig(found, "blocks", "obstacle"),
         "guest kernel": dig(found, "agent", "agent", "kernel-release"),
         "agent": dig(found, "agent", "agent", "version"),
         "QMP clients": dig(found, "qmp", "clients"),

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 
 from ballast.cli import (
     bench,
+    blocks,
     control,
     demo,
     doctor,
@@ -54,6 +55,9 @@ app.command("inhibit", rich_help_panel="Operate VMs")(switches.inhibit)
 app.command("stats", rich_help_panel="Operate VMs")(control.stats)
 app.command("top", rich_help_panel="Operate VMs")(top.top)
 app.command("soak", rich_help_panel="See it work")(soak.soak)
+app.command("sweep", rich_help_panel="Operate VMs")(blocks.sweep)
+app.command("compact", rich_help_panel="Operate VMs")(blocks.compact)
+app.command("nodes", rich_help_panel="Operate VMs")(blocks.nodes)
 app.add_typer(bench.app, name="bench", rich_help_panel="See it work")
 app.add_typer(image.app, name="image", rich_help_panel="See it work")
 

@@ -16,6 +16,7 @@ from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import check_name
 from ballast.daemon.serve import serve as serve_vms
 from ballast_protocol.errors import OperatorError
+from ballast_protocol.guest_blocks import MAX_SWEEP_SECONDS, MIN_SWEEP_SECONDS
 
 
 def _print_capabilities(value: bool) -> None:
@@ -66,6 +67,27 @@ def serve(
     free_page_hint: Annotated[
         bool, typer.Option(help="Guests can list their free memory on request.")
     ] = False,
+    agent_blocks: Annotated[
+        bool, typer.Option(help="The agent in the guest gives up whole blocks of 2 MiB.")
+    ] = True,
+    sweep_every: Annotated[
+        float | None,
+        typer.Option(
+            min=MIN_SWEEP_SECONDS,
+            max=MAX_SWEEP_SECONDS,
+            metavar="SECONDS",
+            help="Have the agent give free memory back this often, for guests whose kernel knows "
+            "no free-page reporting.",
+        ),
+    ] = None,
+    sweep_when_free: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument,
+            metavar="SIZE",
+            help="The same when so much has become free since the last time.",
+        ),
+    ] = None,
     stats_polling_interval: Annotated[
         int, typer.Option(min=0, metavar="SECONDS", help="Poll statistics; 0: on demand only.")
     ] = 0,
@@ -98,6 +120,9 @@ def serve(
                 deflate_on_oom=deflate_on_oom,
                 free_page_reporting=free_page_reporting,
                 free_page_hint=free_page_hint,
+                agent_blocks=agent_blocks,
+                sweep_every=sweep_every,
+                sweep_when_free=sweep_when_free,
                 stats_polling_interval=stats_polling_interval,
                 transport=transport,
                 variant=variant,

@@ -13,6 +13,12 @@ from ballast.daemon.paths import check_name
 from ballast.policy.governor import Governor
 from ballast.sizes import parse_size
 from ballast_protocol.errors import OperatorError
+from ballast_protocol.guest_blocks import (
+    BLOCK_BYTES,
+    MAX_SWEEP_SECONDS,
+    MIN_SWEEP_SECONDS,
+    SetSweeps,
+)
 from ballast_protocol.virtio.balloon import BalloonFeature
 
 
@@ -48,6 +54,11 @@ class VmConfig(BaseModel):
         deflate_on_oom: Let the guest take memory back before it kills a process.
         free_page_hint: Offer free-page hints, which list free memory without giving it back.
         free_page_reporting: Let the guest's kernel give free memory back on its own.
+        agent_blocks: Let the agent in the guest give up its part of the target, in whole blocks of
+            2 MiB, and sweep.
+        sweep_every: Seconds between two sweeps, in which the agent reports what is free so that
+            the host gets it back; none by themselves if absent.
+        sweep_when_free: Sweep when so much has become free since the last sweep.
         stats_polling_interval: Seconds between two polls for statistics; 0 to poll on demand only.
         transport: What QEMU speaks to the device: vhost-user or vfio-user.
         variant: With vfio-user, how interrupts and config reads reach the guest. `msix-mapped` is
@@ -67,6 +78,9 @@ class VmConfig(BaseModel):
     deflate_on_oom: bool = False
     free_page_hint: bool = False
     free_page_reporting: bool = True
+    agent_blocks: bool = True
+    sweep_every: Annotated[float, Field(ge=MIN_SWEEP_SECONDS, le=MAX_SWEEP_SECONDS)] | None = None
+    sweep_when_free: Annotated[Size, Field(ge=BLOCK_BYTES)] | None = None
     stats_polling_interval: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     transport: Transport = "vhost-user"
     variant: VariantName = "msix-mapped"
@@ -93,6 +107,11 @@ class VmConfig(BaseModel):
             own_rate_bytes=self.inflate_rate,
             inhibit_reason="the configuration says so" if self.inhibit else None,
         )
+
+    @property
+    def sweeps(self) -> SetSweeps:
+        """When the agent is to sweep without being asked."""
+        return SetSweeps(self.sweep_every, self.sweep_when_free)
 
     @property
     def features(self) -> BalloonFeature:

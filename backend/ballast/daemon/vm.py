@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from ballast.balloon.device import BalloonDevice
 from ballast.balloon.ranges import Run
 from ballast.balloon.stats import GuestStatistics
+from ballast.daemon.blocks import HugeBalloon
 from ballast.daemon.config import VmConfig
 from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.paths import NameLock, VmPaths
 from ballast.daemon.version import qmp_version
+from ballast.guest_link.events import LinkEvent
 from ballast.guest_link.link import GuestLink
 from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
@@ -43,6 +45,7 @@ class VirtualMachine:
         device: Its balloon.
         agent: Its link to the agent in the guest.
         governor: Who decides what the guest is asked for; nobody else sets the device's target.
+        blocks: What that agent takes of the target.
     """
 
     def __init__(self, config: VmConfig, *, paths: VmPaths | None = None) -> None:
@@ -58,7 +61,16 @@ class VirtualMachine:
         )
         self._transport = self._make_transport(config)
         self._qmp = QmpServer(self, self.paths.qmp, qmp_version())
-        self.agent = GuestLink(self.paths.agent)
+        book = self.device.blocks if config.agent_blocks else None
+        self.agent = GuestLink(self.paths.agent, book=book, on_event=self._link_changed)
+        self.blocks = HugeBalloon(
+            self.device,
+            self.agent,
+            sweeps=config.sweeps,
+            resized=self.actual_changed,
+            divided=self._transport.notify_config,
+            emit=self._qmp.emit,
+        )
         self._polling_interval = config.stats_polling_interval
         self._polling: asyncio.Task[None] | None = None
         self._statistics_arrived = asyncio.Event()
@@ -103,6 +115,7 @@ class VirtualMachine:
                 await self._polling
             self._polling = None
         await self.agent.close()
+        self.blocks.close()
         await self._qmp.close()
         await self._transport.close()
         self.governor.close()
@@ -118,8 +131,12 @@ class VirtualMachine:
     # What the device tells -------------------------------------------------------------------
 
     def config_changed(self) -> None:
-        """Have the guest read its config space again."""
+        """Have the guest read its config space again, after the agent has got its part."""
+        self.blocks.divide()
         self._transport.notify_config()
+
+    def _link_changed(self, event: LinkEvent) -> None:
+        self.blocks.link_changed(event)
 
     def actual_changed(self) -> None:
         """Tell operators of the guest's new size."""
@@ -130,6 +147,7 @@ class VirtualMachine:
 
     def driver_changed(self) -> None:
         """Have the governor begin with a driver, or notice that there is none."""
+        self.blocks.look()
         if self.device.is_running:
             self.governor.driver_started()
         else:
@@ -184,10 +202,12 @@ class VirtualMachine:
     def ask(self, size_bytes: int | None) -> None:
         """Ask the guest for a size, as the governor has decided."""
         self.device.set_target(size_bytes)
+        self.blocks.insist()
 
     def set_inhibited(self, inhibited: bool) -> None:
         """Give nothing back to the host from now on, or do again."""
         self.device.pages.is_inhibited = inhibited
+        self.blocks.look()
 
     def emit(self, name: str, data: Mapping[str, object]) -> None:
         """Tell operators of an event."""
@@ -279,7 +299,11 @@ class VirtualMachine:
 
     @property
     def ledger_bytes(self) -> int:
-        """How much the guest's kernel has given up, by our books."""
+        """How much the guest has given up by our books, through its kernel and its agent."""
+        return self._kernel_bytes + self.device.blocks.hold_bytes
+
+    @property
+    def _kernel_bytes(self) -> int:
         return self.device.pages.ledger.count * PAGE_SIZE
 
     def ledger_runs(self) -> list[Run]:
@@ -295,6 +319,7 @@ class VirtualMachine:
             "problem": self._problem(),
             "settled": is_there(self.actual_bytes, self.target_bytes or self.ram_bytes),
             "ledger": self._ledger(),
+            "blocks": self.blocks.status(),
             "host": {
                 "allocated-bytes": host.allocated_bytes,
                 "rss-shmem-bytes": host.rss_shmem_bytes,
@@ -328,9 +353,11 @@ class VirtualMachine:
     def _ledger(self) -> dict[str, int]:
         """Return the books: what we know, and how far it is from what the guest says."""
         return {
-            "pages": self.device.pages.ledger.count,
+            "pages": self.ledger_bytes // PAGE_SIZE,
             "bytes": self.ledger_bytes,
-            "difference-bytes": self.ledger_bytes - self.device.actual_pages * PAGE_SIZE,
+            "kernel-bytes": self._kernel_bytes,
+            "agent-bytes": self.device.blocks.hold_bytes,
+            "difference-bytes": self._kernel_bytes - self.device.actual_pages * PAGE_SIZE,
             "waiting-bytes": self.device.pages.waiting_bytes(),
             "kept-bytes": self.device.pages.kept.count * PAGE_SIZE,
         }

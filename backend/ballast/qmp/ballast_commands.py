@@ -16,7 +16,12 @@ MAX_TIMEOUT_SECONDS = 60.0
 Timeout = Annotated[float, "Seconds that the guest may take: more than 0, at most 60; else 5."]
 
 
-def _check_timeout(timeout: float) -> None:
+def check_timeout(timeout: float) -> None:
+    """Check how long a client wants to wait.
+
+    Raises:
+        RefusedError: That is no time, or too long.
+    """
     if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
         raise RefusedError(
             f"Parameter 'timeout' expects seconds, more than 0 and at most {MAX_TIMEOUT_SECONDS:g}"
@@ -53,7 +58,7 @@ async def ballast_stats(
     What is returned is never older than was asked for: if the guest does not answer, that is an
     error. Ask without `fresh` and `max-age` for what it sent last.
     """
-    _check_timeout(timeout)
+    check_timeout(timeout)
     if max_age is not None and not max_age >= 0:
         raise RefusedError("Parameter 'max-age' expects seconds, 0 or more")
     vm, age = context.vm, context.vm.stats_age_seconds
@@ -70,8 +75,12 @@ async def ballast_stats(
 
 @command("ballast-ledger", returns=results.LEDGER)
 async def ballast_ledger(context: Context) -> object:
-    """Return the pages that the guest's kernel has given up."""
-    return {"runs": [[first, count] for first, count in context.vm.ledger_runs()]}
+    """Return the pages that the guest's kernel has given up, and those that its agent has."""
+    blocks = context.vm.blocks
+    return {
+        "runs": [[first, count] for first, count in context.vm.ledger_runs()],
+        "block-runs": [] if blocks is None else [[*run] for run in blocks.runs()],
+    }
 
 
 @command("ballast-free-page-hint", returns=EMPTY)
@@ -93,5 +102,5 @@ async def ballast_report(
     timeout: Timeout = 5.0,  # noqa: ASYNC109 - the name is the protocol's
 ) -> object:
     """Return a fresh memory report of the agent in the guest; `TimedOut` if none comes in time."""
-    _check_timeout(timeout)
+    check_timeout(timeout)
     return await context.vm.request_agent_report(timeout)

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ballast.qmp import ballast_commands, qom, registry, results, target_commands
+from ballast.qmp import (
+    ballast_commands,
+    blocks_commands,
+    qom,
+    registry,
+    results,
+    target_commands,
+)
 from ballast.qmp.registry import COMMANDS, EVENTS, Context, command, execute
 from ballast_protocol.qmp import ErrorClass, RefusedError
 from ballast_protocol.qmp.types import ANY, EMPTY, ListOf
@@ -17,6 +24,7 @@ __all__ = [
     "EVENTS",
     "Context",
     "ballast_commands",
+    "blocks_commands",
     "command",
     "execute",
     "target_commands",

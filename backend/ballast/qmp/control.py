@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ballast.policy.resize import OnFailure, ResizeRequest
@@ -19,6 +19,39 @@ class GuestStats(Protocol):
     @property
     def last_update(self) -> int:
         """When they came, in seconds since the Unix epoch; 0 if none ever did."""
+
+
+class BlocksControl(Protocol):
+    """What the agent in a VM's guest takes in blocks of 2 MiB. All sizes are in bytes."""
+
+    async def sweep(self, node: int | None, timeout_seconds: float) -> Mapping[str, object]:
+        """Have the agent report what is free, on one NUMA node or all; return what came of it.
+
+        Raises:
+            OperatorError: There is no agent that takes blocks, or it refuses.
+            TimedOutError: It was not done in time.
+        """
+
+    async def compact(self, node: int | None, timeout_seconds: float) -> Mapping[str, object]:
+        """Have the guest's kernel move its pages together; return what came of it.
+
+        Raises:
+            OperatorError: There is no agent that can have it done, or it refuses.
+            TimedOutError: It was not done in time.
+        """
+
+    def nodes(self) -> Sequence[Mapping[str, object]]:
+        """Return what is known of each of the guest's NUMA nodes, ready for JSON."""
+
+    def set_share(self, node: int, size_bytes: int) -> None:
+        """Have a NUMA node contribute so much of the target before others do.
+
+        Raises:
+            OperatorError: There can be no such node or share.
+        """
+
+    def runs(self) -> Iterable[tuple[int, int]]:
+        """Return the pages of all blocks that are held: first page frame, and count."""
 
 
 class TargetControl(Protocol):
@@ -128,6 +161,10 @@ class BalloonControl(Protocol):
 
     def ledger_runs(self) -> Sequence[tuple[int, int]]:
         """Return the pages that the guest's kernel has given up: first page frame, and count."""
+
+    @property
+    def blocks(self) -> BlocksControl | None:
+        """What the agent in the guest takes; None if this balloon has no agent to help it."""
 
     def start_hinting(self) -> None:
         """Start a round of free page hinting.

@@ -113,6 +113,7 @@ LEDGER = Record(
             ListOf(ListOf(INTEGER)),
             "Runs of pages of 4 KiB, as `[first page frame, count]`, in ascending order.",
         ),
+        Member("block-runs", ListOf(ListOf(INTEGER)), "The same of the agent's blocks."),
     ),
     "BallastLedger",
 )
@@ -144,6 +145,7 @@ STATUS = Record(
         Member("settled", BOOLEAN, "Whether the guest has the size that was asked for."),
         Member("resizing", RESIZING, "What is asked of the guest, and what comes of it."),
         Member("ledger", ANY, "Our books: pages given up, and the difference to `actual-bytes`."),
+        Member("blocks", ANY, "What the agent in the guest has taken, and how well that works."),
         Member("host", ANY, "What the host holds of the guest's memory, measured in two ways."),
         Member("features", ListOf(STRING), "Features that the guest's driver accepted."),
         Member("features-offered", ListOf(STRING), "Features that it could accept."),

@@ -98,6 +98,8 @@ async def test_the_books_and_the_host_s_view(vm: VirtualMachine, machine: Machin
     assert status["ledger"] == {
         "pages": 16,
         "bytes": 16 * PAGE_SIZE,
+        "kernel-bytes": 16 * PAGE_SIZE,
+        "agent-bytes": 0,
         "difference-bytes": 16 * PAGE_SIZE,
         "waiting-bytes": 0,
         "kept-bytes": 0,

@@ -9,7 +9,7 @@ from ballast.qmp.commands import COMMANDS, EVENTS, Context, execute
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.qmp import Command, ErrorClass, RefusedError, Version, check_value
 from ballast_protocol.qmp.types import ANY, BOOLEAN, INTEGER, NUMBER, STRING, Choice, Type
-from support.balloon_control import MIB, FakeBalloonControl, FakeStats
+from support.balloon_control import MIB, FakeBalloonControl, FakeBlocks, FakeStats
 
 SOCKET_STATUS = {
     **{"clients": 1, "connections": 2, "dropped": 0},
@@ -20,7 +20,7 @@ SOCKET_STATUS = {
 STATUS: dict[str, object] = {
     **{"state": "running", "problem": "", "settled": True, "features": ["STATS_VQ"]},
     **{"features-offered": [], "ledger": {}, "host": {}, "hinting": {}, "counters": {}},
-    **{"transport": {}, "agent": {}},
+    **{"transport": {}, "agent": {}, "blocks": {}},
 }
 
 
@@ -99,7 +99,11 @@ CALLS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"qmp_capabilities"}))
 async def test_what_a_command_returns_is_what_it_declares(name: str) -> None:
     vm = FakeBalloonControl(
-        report={}, guest_stats=FakeStats({1: 2}, 5), ledger=[(1, 2)], extra_status=STATUS
+        report={},
+        guest_stats=FakeStats({1: 2}, 5),
+        ledger=[(1, 2)],
+        extra_status=STATUS,
+        blocks=FakeBlocks(),
     )
     if name == "ballast-resize-cancel":
         vm.follows = False
@@ -235,7 +239,10 @@ async def test_patience_is_bounded(name: str, seconds: float) -> None:
 
 async def test_the_ledger_as_runs() -> None:
     vm = FakeBalloonControl(ledger=[(16, 4), (32, 1)])
-    assert await run(vm, "ballast-ledger") == {"runs": [[16, 4], [32, 1]]}
+    runs = [[16, 4], [32, 1]]
+    assert await run(vm, "ballast-ledger") == {"runs": runs, "block-runs": []}
+    vm.blocks = FakeBlocks()
+    assert await run(vm, "ballast-ledger") == {"runs": runs, "block-runs": [[512, 1024]]}
 
 
 async def test_hinting() -> None:
