@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
+import platform
 from collections.abc import Iterable
 from types import TracebackType
 
 from ballast_protocol.errors import InternalError
+
+_F_DUPFD_QUERY = 1027
+"""Linux 6.10; not in Python's `fcntl` yet."""
+
+_KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
+_KCMP_FILE = 0
+
+
+def is_same_description(first: int, second: int) -> bool:
+    """Return whether two descriptors are duplicates of each other, not merely of the same file.
+
+    Raises:
+        OSError: The kernel does not tell, or one of them is not open.
+    """
+    try:
+        return fcntl.fcntl(first, _F_DUPFD_QUERY, second) == 1
+    except OSError as error:
+        number = _KCMP_NUMBERS.get(platform.machine())
+        if number is None:
+            raise
+        pid, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
+        answer = int(libc.syscall(number, pid, pid, _KCMP_FILE, first, second))
+        if answer < 0:
+            raise OSError(ctypes.get_errno(), "kcmp failed") from error
+        return answer == 0
 
 
 class FdSet:

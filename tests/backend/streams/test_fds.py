@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from ballast.streams.fds import FdSet
+from ballast.streams.fds import FdSet, is_same_description
 from ballast_protocol.errors import InternalError
-from support.fds import none_left_open
+from support.fds import memory_file, none_left_open
 
 
 def fresh(count: int) -> list[int]:
@@ -43,3 +43,19 @@ def test_an_empty_set_has_none_to_give() -> None:
         FdSet().steal()
     with pytest.raises(InternalError):
         FdSet().peek()
+
+
+@pytest.mark.parametrize("by_kcmp", [False, True])
+def test_duplicates_are_told_from_other_descriptors_of_the_file(
+    by_kcmp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_kcmp:
+        # As on kernels before 6.10, which do not know this command.
+        monkeypatch.setattr("ballast.streams.fds._F_DUPFD_QUERY", 999)
+    with none_left_open():
+        first = memory_file(1)
+        duplicate, reopened = os.dup(first), os.open(f"/proc/self/fd/{first}", os.O_RDWR)
+        assert is_same_description(first, duplicate)
+        assert not is_same_description(first, reopened)
+        for fd in (first, duplicate, reopened):
+            os.close(fd)
