@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ballast.daemon.governor import GovernorLoop
+from ballast.daemon.kept import Kept
 from ballast.policy.governor import Governor
 from ballast.policy.resize import Observation
 from ballast_protocol.errors import OperatorError, TimedOutError
@@ -114,6 +115,7 @@ class FakeBalloonControl:
     is_inhibited: bool = False
     events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     on_event: Callable[[str, Mapping[str, object]], None] = lambda name, data: None
+    kept: Kept = field(default_factory=Kept)
     governor: GovernorLoop = field(init=False)
 
     def __post_init__(self) -> None:

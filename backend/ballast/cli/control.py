@@ -18,6 +18,7 @@ from ballast.cli.common import (
     qmp_socket,
     size_cell,
 )
+from ballast.cli.keeper import restarts_text
 from ballast.daemon.paths import served_names
 from ballast.qmp import client as qmp
 from ballast_protocol.errors import OperatorError
@@ -47,6 +48,8 @@ def status(vm: OptionalVm = None, as_json: JsonFlag = False) -> None:
     for each in found:
         if each.get("problem"):
             console.print(f"{each['name']}: {each['problem']}", style="bold red", markup=False)
+        if text := restarts_text(each):
+            console.print(f"{each['name']}: {text}", style="yellow", markup=False, highlight=False)
     if vm:
         console.print(_detail_table(found[0]))
 
@@ -113,6 +116,8 @@ def _detail_table(found: dict[str, object]) -> Table:
         "takes no blocks": dig(found, "blocks", "obstacle"),
         "guest kernel": dig(found, "agent", "agent", "kernel-release"),
         "agent": dig(found, "agent", "agent", "version"),
+        "process": dig(found, "keeper", "worker-pid"),
+        "keeper": dig(found, "keeper", "keeper-pid"),
         "QMP clients": dig(found, "qmp", "clients"),
         "QMP clients dropped": dig(found, "qmp", "dropped"),
     }

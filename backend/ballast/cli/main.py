@@ -17,12 +17,14 @@ from ballast.cli import (
     demo,
     doctor,
     image,
+    keeper,
     launch,
     resize,
     serve,
     soak,
     switches,
     top,
+    upgrade,
 )
 from ballast.daemon.logs import VmNameFilter
 from ballast.daemon.version import ballast_version
@@ -48,12 +50,14 @@ app.command("demo", rich_help_panel="See it work")(demo.demo)
 app.command("doctor", rich_help_panel="See it work")(doctor.doctor)
 app.command("launch", rich_help_panel="Run VMs")(launch.launch)
 app.command("serve", rich_help_panel="Run VMs")(serve.serve)
+app.command("keeper", rich_help_panel="Run VMs")(keeper.keeper)
 app.command("status", rich_help_panel="Operate VMs")(control.status)
 app.command("set", cls=resize.SizeCommand, rich_help_panel="Operate VMs")(resize.set_target)
 app.command("hold", rich_help_panel="Operate VMs")(switches.hold)
 app.command("inhibit", rich_help_panel="Operate VMs")(switches.inhibit)
 app.command("stats", rich_help_panel="Operate VMs")(control.stats)
 app.command("top", rich_help_panel="Operate VMs")(top.top)
+app.command("upgrade", rich_help_panel="Operate VMs")(upgrade.upgrade)
 app.command("soak", rich_help_panel="See it work")(soak.soak)
 app.command("sweep", rich_help_panel="Operate VMs")(blocks.sweep)
 app.command("compact", rich_help_panel="Operate VMs")(blocks.compact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from pathlib import Path
@@ -14,7 +13,7 @@ from ballast.cli.common import TransportName, Variant, size_argument
 from ballast.daemon import config as configuration
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import check_name
-from ballast.daemon.serve import serve as serve_vms
+from ballast.daemon.worker import serve_kept
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.guest_blocks import MAX_SWEEP_SECONDS, MIN_SWEEP_SECONDS
 
@@ -101,41 +100,68 @@ def serve(
         int | None,
         typer.Option(min=0, help="An inherited socket, instead of a path (one VM)."),
     ] = None,
+    keeper: Annotated[
+        str | None,
+        typer.Option(
+            metavar="parent|systemd|PATH",
+            help="Who holds QEMU's connections: a parent process, systemd's file descriptor "
+            "store, or a `ballast keeper` at PATH.",
+            show_default=False,
+        ),
+    ] = None,
+    no_keeper: Annotated[
+        bool, typer.Option("--no-keeper", help="One process, whose end costs QEMU its balloon.")
+    ] = False,
+    keeper_timeout: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for it to listen.")
+    ] = 30.0,
     print_capabilities: PrintCapabilities = False,
 ) -> None:
-    """Serve the balloons of VMs from one process until SIGTERM.
+    """Serve the balloons of VMs until SIGTERM.
 
     Each VM has a runtime directory, `/run/ballast/VM` for root and
     `$XDG_RUNTIME_DIR/ballast/VM` for others, with the socket that QEMU connects to and a
     QMP socket for operators. `ballast launch VM --print-command` shows the QEMU command
     line that goes with it.
+
+    Two processes do it: a *keeper*, small, which holds QEMU's connections, and a *worker*.
+    When the worker crashes another one goes on, and guests do not notice. SIGHUP, or
+    `ballast upgrade`, replaces it by the version that is installed by then.
     """
-    configs = configuration.load(config) if config else []
-    for name in vms or []:
-        configs.append(
-            VmConfig(
-                name=check_name(name),
-                target=target,
-                memory=memory,
-                deflate_on_oom=deflate_on_oom,
-                free_page_reporting=free_page_reporting,
-                free_page_hint=free_page_hint,
-                agent_blocks=agent_blocks,
-                sweep_every=sweep_every,
-                sweep_when_free=sweep_when_free,
-                stats_polling_interval=stats_polling_interval,
-                transport=transport,
-                variant=variant,
-                socket_path=socket_path,
-                fd=fd,
-            )
-        )
-    _check(configs, single=socket_path is not None or fd is not None)
     if socket_path is not None and fd is not None:
         raise typer.BadParameter("--socket-path and --fd exclude each other")
+    if keeper is not None and no_keeper:
+        raise typer.BadParameter("--keeper and --no-keeper exclude each other")
+    if keeper not in (None, "parent") and fd is not None:
+        raise typer.BadParameter("an inherited --fd can be kept by a parent only")
+
+    def load() -> list[VmConfig]:
+        configs = configuration.load(config) if config else []
+        for name in vms or []:
+            configs.append(
+                VmConfig(
+                    name=check_name(name),
+                    target=target,
+                    memory=memory,
+                    deflate_on_oom=deflate_on_oom,
+                    free_page_reporting=free_page_reporting,
+                    free_page_hint=free_page_hint,
+                    agent_blocks=agent_blocks,
+                    sweep_every=sweep_every,
+                    sweep_when_free=sweep_when_free,
+                    stats_polling_interval=stats_polling_interval,
+                    transport=transport,
+                    variant=variant,
+                    socket_path=socket_path,
+                    fd=fd,
+                )
+            )
+        _check(configs, single=socket_path is not None or fd is not None)
+        return configs
+
     # A daemon says what it does, even if nobody asked for more than warnings.
     logging.getLogger("ballast").setLevel(logging.INFO)
-    asyncio.run(serve_vms(configs))
+    serve_kept(load, keeper=keeper, no_keeper=no_keeper, keeper_timeout_seconds=keeper_timeout)
 
 
 def _check(configs: list[VmConfig], *, single: bool) -> None:

@@ -130,19 +130,34 @@ def _check_owner(directory: Path) -> None:
 class NameLock:
     """The right to serve a VM's name, held as long as the process lives or until `release`."""
 
-    def __init__(self, paths: VmPaths) -> None:
+    def __init__(self, paths: VmPaths, fd: int | None = None) -> None:
         """Make the runtime directory and take the lock.
+
+        Args:
+            paths: The VM's files.
+            fd: The lock that a predecessor took, which holds as long as anybody has it open.
 
         Raises:
             OperatorError: Another process serves this name, or the directory cannot be made.
         """
         self._paths = paths
+        if fd is not None:
+            self._fd = fd
+            return
         self._take()
         while not self._is_current():
             os.close(self._fd)
             self._take()
+        self.name_holder(os.getpid())
+
+    def fileno(self) -> int:
+        """Return what holds the lock."""
+        return self._fd
+
+    def name_holder(self, pid: int) -> None:
+        """Write down which process is to be stopped to free the name."""
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._fd, f"{pid}\n".encode(), 0)
 
     def _take(self) -> None:
         paths = self._paths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -11,28 +12,63 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from ballast.daemon.config import VmConfig
+from ballast.daemon.kept import Kept
 from ballast.daemon.logs import context_of
 from ballast.daemon.vm import VirtualMachine
+from ballast.streams.fdstore import FdStore, NoStore, VmStore
 from ballast_protocol.errors import OperatorError
 
 log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def serving(configs: Iterable[VmConfig]) -> AsyncIterator[list[VirtualMachine]]:
+async def serving(
+    configs: Iterable[VmConfig],
+    *,
+    store: FdStore | None = None,
+    left: dict[str, int] | None = None,
+    kept: Kept | None = None,
+) -> AsyncIterator[list[VirtualMachine]]:
     """Serve VMs while the context lasts; if one cannot start, none stays.
+
+    But if one cannot be taken over from a predecessor, everything is left for the next attempt.
+
+    Args:
+        configs: The VMs.
+        store: Where descriptors are kept for a successor of this process.
+        left: What its `take_all` returned; taken over here.
+        kept: What is known of whoever keeps them.
 
     Raises:
         OperatorError: A VM cannot be served.
     """
+    store, left = store or NoStore(), left or {}
     async with AsyncExitStack() as stack:
         machines = []
-        for config in configs:
-            machine = VirtualMachine(config)
-            await asyncio.create_task(machine.start(), context=context_of(machine.name))
-            stack.push_async_callback(machine.close)
-            machines.append(machine)
+        try:
+            for config in configs:
+                part = VmStore(store, config.name, left)
+                for what in part.left:
+                    del left[f"{config.name}/{what}"]
+                machine = VirtualMachine(config, store=part, kept=kept)
+                await asyncio.create_task(machine.start(), context=context_of(machine.name))
+                stack.push_async_callback(machine.close)
+                machines.append(machine)
+        except BaseException:
+            if kept is not None and kept.is_restart:
+                stack.pop_all()
+            raise
+        _drop(store, left)
         yield machines
+
+
+def _drop(store: FdStore, left: dict[str, int]) -> None:
+    """Let go of what a predecessor left of VMs that are not served any more."""
+    while left:
+        name, fd = left.popitem()
+        os.close(fd)
+        if "/" in name:
+            store.drop(name)
 
 
 async def stop_signal() -> signal.Signals:
@@ -93,11 +129,16 @@ async def serve(configs: Iterable[VmConfig]) -> None:
             log.info("%s: waiting for QEMU in %s", machine.name, machine.paths.directory)
         number = await stop_signal()
         log.info("%s: stopping", number.name)
-        for machine in machines:
-            if machine.vmm_pid is not None:
-                log.warning(
-                    "%s: QEMU (process %d) is still connected; it cannot go on for long without "
-                    "its balloon: stop it too",
-                    machine.name,
-                    machine.vmm_pid,
-                )
+        warn_of_the_connected(machines)
+
+
+def warn_of_the_connected(machines: Iterable[VirtualMachine]) -> None:
+    """Say what becomes of QEMUs that are still connected when everything ends."""
+    for machine in machines:
+        if machine.vmm_pid is not None:
+            log.warning(
+                "%s: QEMU (process %d) is still connected; it cannot go on for long without "
+                "its balloon: stop it too",
+                machine.name,
+                machine.vmm_pid,
+            )

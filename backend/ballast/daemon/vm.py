@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 import time
 from collections.abc import Mapping
 
@@ -14,6 +16,7 @@ from ballast.balloon.stats import GuestStatistics
 from ballast.daemon.blocks import HugeBalloon
 from ballast.daemon.config import VmConfig
 from ballast.daemon.governor import GovernorLoop
+from ballast.daemon.kept import Kept
 from ballast.daemon.paths import NameLock, VmPaths
 from ballast.daemon.version import qmp_version
 from ballast.guest_link.events import LinkEvent
@@ -22,7 +25,8 @@ from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
 from ballast.policy.resize import Observation, attainable, is_there
 from ballast.qmp.server import QmpServer
-from ballast.streams.unix import clear_stale
+from ballast.streams.fdstore import VmStore, no_store
+from ballast.streams.listening import kept_listener
 from ballast.transport.server import DeviceServer
 from ballast.transport.vfio_user.server import VfioUserServer
 from ballast.transport.vhost_user.server import VhostUserServer
@@ -44,16 +48,32 @@ class VirtualMachine:
         paths: Its sockets.
         device: Its balloon.
         agent: Its link to the agent in the guest.
+        kept: What is known of whoever holds its descriptors.
         governor: Who decides what the guest is asked for; nobody else sets the device's target.
         blocks: What that agent takes of the target.
     """
 
-    def __init__(self, config: VmConfig, *, paths: VmPaths | None = None) -> None:
+    def __init__(
+        self,
+        config: VmConfig,
+        *,
+        paths: VmPaths | None = None,
+        store: VmStore | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         """Make everything; nothing listens before `start`.
+
+        Args:
+            config: What it is to be.
+            paths: Its sockets, if they are not where they usually are.
+            store: Where its descriptors are kept for a successor of this process.
+            kept: What is known of whoever keeps them.
 
         Raises:
             OperatorError: The name cannot be one.
         """
+        self._store = store or no_store(config.name)
+        self.kept = kept or Kept()
         self.name = config.name
         self.paths = paths or VmPaths(config.name)
         self.device = BalloonDevice(
@@ -62,7 +82,9 @@ class VirtualMachine:
         self._transport = self._make_transport(config)
         self._qmp = QmpServer(self, self.paths.qmp, qmp_version())
         book = self.device.blocks if config.agent_blocks else None
-        self.agent = GuestLink(self.paths.agent, book=book, on_event=self._link_changed)
+        self.agent = GuestLink(
+            self.paths.agent, book=book, on_event=self._link_changed, store=self._store
+        )
         self.blocks = HugeBalloon(
             self.device,
             self.agent,
@@ -80,12 +102,15 @@ class VirtualMachine:
         self.governor.begin()
 
     def _make_transport(self, config: VmConfig) -> DeviceServer:
-        path = None
-        if config.fd is None:
+        path, fd, store = None, config.fd, self._store
+        if fd is None:
             path = config.socket_path or self.paths.device(config.transport)
+        elif self.kept.mode == "parent":
+            fd = None  # it was inherited by the parent, and is in the store as long as it lives
         if config.transport == "vhost-user":
-            return VhostUserServer(self.device, path=path, fd=config.fd)
-        return VfioUserServer(self.device, path=path, fd=config.fd, variant=Variant(config.variant))
+            return VhostUserServer(self.device, path=path, fd=fd, store=store)
+        variant = Variant(config.variant)
+        return VfioUserServer(self.device, path=path, fd=fd, variant=variant, store=store)
 
     # Life ------------------------------------------------------------------------------------
 
@@ -93,17 +118,21 @@ class VirtualMachine:
         """Take the name and listen on all sockets.
 
         Raises:
-            OperatorError: The name is taken or a socket cannot be used; nothing is left behind.
+            OperatorError: The name is taken or a socket cannot be used; nothing is left behind,
+                except what was taken over, which is left as it is for another attempt.
         """
-        self._lock = NameLock(self.paths)
+        self._lock = NameLock(self.paths, self._store.take("lock"))
+        self._store.put("lock", self._lock.fileno())
+        self.name_holder(self.kept.keeper_pid or os.getpid())
         try:
             await self._transport.start()
             # The name is ours, so a socket that is still there is that of a process that crashed.
-            clear_stale(self.paths.qmp)
-            await self._qmp.start()
+            await self._qmp.start(kept_listener(self._store, "qmp-listener", self.paths.qmp))
             await self.agent.start()
+            self._store.drop_rest()
         except BaseException:
-            await self.close()
+            if not self.kept.is_restart:
+                await self.close()
             raise
         self._restart_polling()
 
@@ -117,11 +146,22 @@ class VirtualMachine:
         await self.agent.close()
         self.blocks.close()
         await self._qmp.close()
+        self._store.drop("qmp-listener")
         await self._transport.close()
         self.governor.close()
         if self._lock is not None:
             self._lock.release()
+            self._store.drop("lock")
             self._lock = None
+
+    def name_holder(self, pid: int) -> None:
+        """Write down which process is to be stopped to free the VM's name."""
+        if self._lock is not None:
+            self._lock.name_holder(pid)
+
+    def offer(self, sock: socket.socket) -> None:
+        """Serve a connection that was accepted by whoever keeps our descriptors."""
+        self._transport.offer(sock)
 
     @property
     def vmm_pid(self) -> int | None:

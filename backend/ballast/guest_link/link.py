@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,7 +42,8 @@ from ballast.guest_status import (
     hyphenated,
     report_status,
 )
-from ballast.streams.unix import listen
+from ballast.streams.fdstore import VmStore, no_store
+from ballast.streams.listening import kept_listener
 from ballast_protocol.errors import MalformedError, OperatorError
 from ballast_protocol.guest import (
     PORT_NAME,
@@ -103,6 +105,7 @@ class GuestLink:
         book: BlockBook | None = None,
         interval_seconds: float = DEFAULT_INTERVAL_SECONDS,
         on_event: Callable[[LinkEvent], None] | None = None,
+        store: VmStore | None = None,
     ) -> None:
         """Prepare a link that does not listen yet.
 
@@ -111,6 +114,7 @@ class GuestLink:
             book: Where blocks that the agent hands over are entered; None if it is to keep them.
             interval_seconds: Time between reports, unless the guest asks for another.
             on_event: Called in the event loop after every event; must not raise.
+            store: Where the sockets are kept for a successor, and were left by a predecessor.
 
         Raises:
             OperatorError: If the interval is out of bounds.
@@ -126,6 +130,7 @@ class GuestLink:
             self.blocks = BlockSession(book, self._send, lambda: self._tell(LinkEvent.BLOCKS))
         self._interval = interval_seconds
         self._on_event = on_event
+        self._store = store or no_store()
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._writer: asyncio.StreamWriter | None = None
@@ -155,9 +160,15 @@ class GuestLink:
         Raises:
             OperatorError: If the path cannot be listened at.
         """
-        sock = listen(self.path, mode=0o600)
+        sock = kept_listener(self._store, "agent-listener", self.path)
         self._inode = os.stat(self.path).st_ino
         self._server = await asyncio.start_unix_server(self._accept, sock=sock, limit=READ_SIZE)
+        if (left := self._store.take("agent")) is not None:
+            # A message that the predecessor had half read or half written costs the next one, no
+            # more: both ends find the beginning of another.
+            connection = socket.socket(fileno=left)
+            connection.setblocking(False)
+            self._accept(*await asyncio.open_unix_connection(sock=connection, limit=READ_SIZE))
 
     async def close(self) -> None:
         """Stop listening, hang up and remove the socket; calling it again does nothing."""
@@ -168,6 +179,7 @@ class GuestLink:
             if os.stat(self.path).st_ino == self._inode:
                 self.path.unlink()
         self._server.close()
+        self._store.drop("agent-listener")
         if self._conversation is not None:
             self._conversation.cancel()
             await asyncio.wait([self._conversation])
@@ -251,6 +263,7 @@ class GuestLink:
             writer.close()
             return
         self._writer = writer
+        self._store.put("agent", writer.get_extra_info("socket").fileno())
         self.counters.connections += 1
         self._conversation = asyncio.create_task(self._serve(reader, writer))
         self._conversation.add_done_callback(_log_failure)
@@ -264,6 +277,7 @@ class GuestLink:
         finally:
             # What a guest has left unread must not keep the socket open.
             writer.transport.abort()
+            self._store.drop("agent")
             self._forget_connection()
 
     def _forget_connection(self) -> None:

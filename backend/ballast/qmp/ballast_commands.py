@@ -40,6 +40,7 @@ async def ballast_status(context: Context) -> object:
         "resizing": vm.governor.status(),
         **vm.status(),
         "qmp": context.socket_status(),
+        "keeper": vm.kept.status(),
     }
 
 

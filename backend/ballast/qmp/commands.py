@@ -10,6 +10,7 @@ from typing import Annotated
 from ballast.qmp import (
     ballast_commands,
     blocks_commands,
+    keeper_commands,
     qom,
     registry,
     results,
@@ -27,6 +28,7 @@ __all__ = [
     "blocks_commands",
     "command",
     "execute",
+    "keeper_commands",
     "target_commands",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ballast.qmp.commands import Context, execute
@@ -63,7 +64,20 @@ class Connection:
         counters: ClientCounters,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        *,
+        ready: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
+        """Serve a connected client.
+
+        Args:
+            context: What commands work on.
+            limits: What the client may cost.
+            counters: Where it is counted.
+            reader: What it sends.
+            writer: Where replies and events go.
+            ready: Called when the client may get events, after the reply that tells it so.
+        """
+        self._ready = ready
         self._context = context
         self._limits = limits
         self._counters = counters
@@ -105,6 +119,7 @@ class Connection:
 
     async def _answer(self) -> None:
         """Reply to everything that was received, with a turn for the others after each reply."""
+        was_ready = self._session.in_command_mode
         while (event := self._session.next_event()) is not None:
             if isinstance(event, Command) and self._goes_beside(event):
                 await asyncio.sleep(0)
@@ -113,6 +128,9 @@ class Connection:
             # No waiting between the decision about the reply and its place in the buffer: an
             # event must not overtake the reply that opens the way for events.
             self._writer.write(reply)
+            if self._session.in_command_mode and not was_ready:
+                was_ready = True
+                self._ready(self)
             async with asyncio.timeout(self._limits.patience_seconds):
                 await self._writer.drain()
             await asyncio.sleep(0)

@@ -103,12 +103,30 @@ class TargetControl(Protocol):
         """Return everything there is to know of the target, ready for JSON."""
 
 
+class KeeperControl(Protocol):
+    """Who holds a VM's descriptors beyond the life of the process that serves it."""
+
+    def status(self) -> Mapping[str, object]:
+        """Return everything there is to know of it, ready for JSON."""
+
+    def upgrade(self) -> None:
+        """Have this process replaced by the version that is installed now.
+
+        Raises:
+            OperatorError: Nobody can do that.
+        """
+
+
 class BalloonControl(Protocol):
     """One VM's balloon, as the operators' interfaces see it. All sizes are in bytes."""
 
     @property
     def name(self) -> str:
         """The VM's name."""
+
+    @property
+    def kept(self) -> KeeperControl:
+        """Who holds its descriptors."""
 
     @property
     def ram_bytes(self) -> int | None:

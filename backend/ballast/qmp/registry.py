@@ -108,12 +108,14 @@ class EventDeclaration:
         doc: When it comes.
         period_seconds: The time between two of them at least; 0 for no limit.
         ends: A paced event that means nothing any more once this one has come.
+        lasting_seconds: Clients that connect within that time get it when they are ready.
     """
 
     data: Record
     doc: str
     period_seconds: float = 0.0
     ends: str = ""
+    lasting_seconds: float = 0.0
 
 
 COMMANDS: dict[str, Declaration] = {

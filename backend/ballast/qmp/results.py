@@ -130,6 +130,21 @@ QMP_STATUS = Record(
     "QmpSocketStatus",
 )
 
+KEEPER_STATUS = Record(
+    (
+        Member("mode", Choice(("none", "parent", "service", "systemd")), "Who keeps."),
+        Member("keeper-pid", optional(INTEGER), "The keeper's process; null: there is none."),
+        Member("worker-pid", INTEGER, "The process that serves the VM."),
+        Member("restarts", INTEGER, "How often a process was replaced because it had ended."),
+        Member("upgrades", INTEGER, "How often one was replaced on purpose."),
+        Member("last-reason", STRING, "Why this process took over; empty if it is the first."),
+        Member("last-gap-seconds", optional(NUMBER), "How long nobody served QEMU before it did."),
+        Member("upgrade-attempts", INTEGER, "How often an upgrade was asked for."),
+        Member("upgrade-error", STRING, "Why the last one failed; empty if it did not."),
+    ),
+    "KeeperStatus",
+)
+
 STATUS = Record(
     (
         Member("name", STRING, "The VM's name."),
@@ -154,6 +169,7 @@ STATUS = Record(
         Member("transport", ANY, "The connection to QEMU."),
         Member("agent", ANY, "The agent in the guest, with its last report."),
         Member("qmp", QMP_STATUS, "The VM's QMP socket."),
+        Member("keeper", KEEPER_STATUS, "Who holds QEMU's connection, and what has happened."),
     ),
     "BallastStatus",
 )

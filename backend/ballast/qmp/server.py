@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 MAX_CLIENTS = 64
 """Clients of one VM at the same time; more are told so and sent away."""
 
+MAX_LASTING = 8
+"""Events that are kept for clients that come later."""
+
 EVENT_PERIODS_SECONDS = {
     name: event.period_seconds for name, event in EVENTS.items() if event.period_seconds
 }
@@ -74,14 +77,18 @@ class QmpServer:
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
         self._inode = 0
+        self._lasting: list[tuple[float, bytes]] = []
 
-    async def start(self) -> None:
+    async def start(self, listener: socket.socket | None = None) -> None:
         """Begin to serve.
+
+        Args:
+            listener: What listens at the path already, if anything does.
 
         Raises:
             OperatorError: The socket cannot be made at this path.
         """
-        listener = _listen(self._path)
+        listener = listener or _listen(self._path)
         self._inode = self._path.stat().st_ino
         self._server = await asyncio.start_unix_server(
             self._welcome, sock=listener, limit=READ_BYTES
@@ -94,9 +101,24 @@ class QmpServer:
         event = encode_event(name, data, self._unix_time_ns())
         if name in EVENTS:
             self._throttle.forget(EVENTS[name].ends)
+            self._remember(event, EVENTS[name].lasting_seconds)
         if self._throttle.offer(name, event, asyncio.get_running_loop().time()):
             self._broadcast(event)
         self._set_timer()
+
+    def _remember(self, event: bytes, seconds: float) -> None:
+        if seconds:
+            end = asyncio.get_running_loop().time() + seconds
+            self._lasting = [*self._recent(), (end, event)][-MAX_LASTING:]
+
+    def _recent(self) -> list[tuple[float, bytes]]:
+        now = asyncio.get_running_loop().time()
+        return [each for each in self._lasting if each[0] > now]
+
+    def _catch_up(self, connection: Connection) -> None:
+        """Send a client that is ready for events what it should not have missed."""
+        for _, event in self._recent():
+            connection.send_event(event)
 
     def status(self) -> dict[str, object]:
         """Return who is there, and what they have done."""
@@ -127,7 +149,9 @@ class QmpServer:
             writer.write(encode_error(RefusedError("too many QMP clients at once")))
             writer.close()
             return
-        connection = Connection(self._context, self._limits, self._counters, reader, writer)
+        connection = Connection(
+            self._context, self._limits, self._counters, reader, writer, ready=self._catch_up
+        )
         self._counters.connections += 1
         task = asyncio.get_running_loop().create_task(connection.run())
         self._clients[connection] = task

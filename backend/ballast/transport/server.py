@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ballast.streams.fdstore import VmStore, no_store
-from ballast.streams.unix import listen, peer_pid
+from ballast.streams.listening import kept_listener
+from ballast.streams.unix import peer_pid
 from ballast_protocol.errors import OperatorError
 
 log = logging.getLogger(__name__)
@@ -94,11 +95,11 @@ class DeviceServer:
         Raises:
             OperatorError: The path or the descriptor cannot be used.
         """
-        listener, connection = self._store.take("listener"), self._store.take("connection")
-        if listener is not None:
+        connection = self._store.take("connection")
+        if self._path is not None:
+            self._listen_on(kept_listener(self._store, "listener", self._path))
+        elif (listener := self._store.take("listener")) is not None:
             self._listen_on(socket.socket(fileno=listener))
-        elif self._path is not None:
-            self._listen_on(listen(self._path))
         elif self._fd is not None and connection is None:
             self._inherit(self._fd)
         if connection is not None:

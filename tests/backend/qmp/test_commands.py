@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ballast.daemon.kept import Kept
 from ballast.policy.resize import ResizeRequest
 from ballast.qmp.commands import COMMANDS, EVENTS, Context, execute
 from ballast_protocol.errors import OperatorError, TimedOutError
@@ -104,6 +105,7 @@ async def test_what_a_command_returns_is_what_it_declares(name: str) -> None:
         ledger=[(1, 2)],
         extra_status=STATUS,
         blocks=FakeBlocks(),
+        kept=Kept("parent", keeper_pid=1),
     )
     if name == "ballast-resize-cancel":
         vm.follows = False
@@ -184,6 +186,7 @@ async def test_status_has_the_sizes_and_what_the_vm_adds() -> None:
         "transport": "vhost-user",
         "resizing": vm.governor.status(),
         "qmp": SOCKET_STATUS,
+        "keeper": vm.kept.status(),
     }
 
 
