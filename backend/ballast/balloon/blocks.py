@@ -120,6 +120,8 @@ class BlockBook:
 
     Attributes:
         metrics: Counters.
+        presumed_bytes: What a predecessor's book held, until the agent has said it again: so much
+            counts as held at least.
         on_forget: Told that the device has forgotten all blocks; an agent that is still there has
             to say again what it holds.
     """
@@ -127,6 +129,7 @@ class BlockBook:
     def __init__(self, pages: PageBook) -> None:
         """Begin with an empty book beside the kernel's; its memory map is used."""
         self.metrics = BlockMetrics()
+        self.presumed_bytes = 0
         self.on_forget: Callable[[], None] = lambda: None
         self._pages = pages
         self._blocks = BlockSet()
@@ -263,12 +266,18 @@ class BlockBook:
         """Forget everything: the agent has said that its guest is new."""
         self.metrics.forgotten_bytes += self._blocks.size_bytes
         self._blocks, self._confirmed = BlockSet(), None
+        self.presumed_bytes = 0
 
     # What is in it ---------------------------------------------------------------------------
 
     @property
     def hold_bytes(self) -> int:
         """How much the guest does without: what is held against a target."""
+        return max(self.known_hold_bytes, self.presumed_bytes)
+
+    @property
+    def known_hold_bytes(self) -> int:
+        """The same by the blocks that are in the book, whatever is presumed."""
         return self._blocks.bytes_for(Purpose.HOLD)
 
     @property

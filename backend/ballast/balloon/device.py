@@ -8,10 +8,10 @@ that are attached to guest memory, and the time where one is needed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from ballast.balloon.blocks import BlockBook
 from ballast.balloon.hinting import HintingRound, HintState
+from ballast.balloon.listener import DeviceListener
 from ballast.balloon.metrics import BalloonMetrics
 from ballast.balloon.pages import PageBook
 from ballast.balloon.ranges import Run
@@ -43,25 +43,6 @@ DEFAULT_FEATURES = (
 
 MAX_PAGES = (1 << 32) - 1
 """What `num_pages` can hold: a balloon has at most 16 TiB."""
-
-
-class DeviceListener(Protocol):
-    """Who wants to know what happens in the device."""
-
-    def config_changed(self) -> None:
-        """The guest should be told to read the config space again."""
-
-    def actual_changed(self) -> None:
-        """The guest says that its balloon has another size."""
-
-    def statistics_received(self) -> None:
-        """The guest sent new statistics."""
-
-    def driver_changed(self) -> None:
-        """A driver has begun, gone on or stopped, or the VMM has gone.
-
-        One that has begun has not read its target yet.
-        """
 
 
 class BalloonDevice:

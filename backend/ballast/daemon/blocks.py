@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 from ballast.balloon.device import BalloonDevice
 from ballast.balloon.ranges import Run
@@ -18,7 +18,7 @@ from ballast.guest_link.blocks import BlockSession
 from ballast.guest_link.events import LinkEvent
 from ballast.guest_link.link import GuestLink
 from ballast.guest_status import LinkState, hyphenated
-from ballast.policy.division import AgentView, Division, node_goals
+from ballast.policy.division import GRACE_SECONDS, AgentView, Division, node_goals
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.guest_blocks import (
     ANY_NODE,
@@ -29,6 +29,28 @@ from ballast_protocol.guest_blocks import (
     Sweep,
     SweepDone,
 )
+
+
+@dataclass(frozen=True)
+class BlocksState:
+    """What a successor in another process needs, to ask neither agent nor kernel for other amounts.
+
+    Attributes:
+        wanted_bytes: What the guest is to give up.
+        relied_bytes: What of it the agent is relied on for.
+        held_bytes: What the agent holds.
+        is_yielding: Whether the guest keeps what it needed.
+        shares: By NUMA node, what that node is to contribute.
+        boot_id: Which life of the guest this is about; empty if no agent has said.
+    """
+
+    wanted_bytes: int = 0
+    relied_bytes: int = 0
+    held_bytes: int = 0
+    is_yielding: bool = False
+    shares: dict[int, int] = field(default_factory=dict)
+    boot_id: str = ""
+
 
 PRESSURE_EVENT = "BALLAST_GUEST_PRESSURE"
 
@@ -51,6 +73,7 @@ class HugeBalloon:
         resized: Callable[[], None],
         divided: Callable[[], None],
         emit: Callable[[str, Mapping[str, object]], None],
+        save: Callable[[BlocksState], None] = lambda state: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire a device and a link together; the link has to tell of its events.
@@ -62,13 +85,16 @@ class HugeBalloon:
             resized: Called when the agent holds more or less than before.
             divided: Called when the kernel's part of the target has changed.
             emit: Tells operators of an event.
+            save: Given what a successor in another process needs, whenever that has changed.
             clock: Seconds.
         """
         self.shares: dict[int, int] = {}
         self._device, self._link = device, link
         self._resized, self._divided, self._emit, self._clock = resized, divided, emit, clock
+        self._save, self._saved = save, BlocksState()
         self._division = Division()
         self._timer: asyncio.TimerHandle | None = None
+        self._presumption: asyncio.TimerHandle | None = None
         self._held_bytes = 0
         self._pressure = (False, 0)
         self._boot_id = ""
@@ -78,16 +104,72 @@ class HugeBalloon:
 
     def close(self) -> None:
         """Let no time pass any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._presumption):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._presumption = None
+
+    # A successor -----------------------------------------------------------------------------
+
+    def state(self) -> BlocksState:
+        """Return what a successor in another process needs."""
+        division = self._division
+        return BlocksState(
+            wanted_bytes=division.wanted_bytes,
+            relied_bytes=division.relied_bytes,
+            held_bytes=self._device.blocks.hold_bytes,
+            is_yielding=division.is_yielding,
+            shares=dict(self.shares),
+            boot_id=self._boot_id,
+        )
+
+    def restore(self, state: BlocksState) -> None:
+        """Go on where a predecessor stopped; to be called before the guest is asked for anything.
+
+        Its book is not known. Until the agent has said what it holds, it is presumed to hold as
+        much as before, so that nobody is asked for other amounts in between.
+        """
+        self._saved, self._boot_id = state, state.boot_id
+        if self._link.blocks is not None:
+            self._link.blocks.boot_id = state.boot_id
+        self.shares.update(state.shares)
+        self._device.blocks.presumed_bytes = self._held_bytes = state.held_bytes
+        self._device.elsewhere_bytes = state.relied_bytes
+        self._division.resume(
+            state.wanted_bytes,
+            state.relied_bytes,
+            is_yielding=state.is_yielding,
+            now=self._clock(),
+        )
+        self.look()
+
+    def _end_presumption(self) -> None:
+        """Believe the book alone, once the agent has had time to say what it holds."""
+        book, session = self._device.blocks, self._link.blocks
+        if not book.presumed_bytes:
+            return
+        if session is not None and session.is_open and self._presumption is None:
+            loop = asyncio.get_running_loop()
+            self._presumption = loop.call_later(GRACE_SECONDS, self._presume_nothing)
+        if book.known_hold_bytes >= book.presumed_bytes:
+            book.presumed_bytes = 0
+
+    def _presume_nothing(self) -> None:
+        self._presumption = None
+        self._device.blocks.presumed_bytes = 0
+        self.look()
 
     # What happens ----------------------------------------------------------------------------
 
     def divide(self) -> None:
         """Divide the device's target anew; to be called before the guest is told of it."""
-        self._division.want(self._device.wanted_bytes, self._clock())
+        self._want()
         self._apply()
+
+    def _want(self) -> None:
+        """Take what is wanted of the guest, which is unknown while its size is."""
+        if self._device.ram_bytes:
+            self._division.want(self._device.wanted_bytes, self._clock())
 
     def insist(self) -> None:
         """An operator has set a target, perhaps the old one."""
@@ -112,9 +194,9 @@ class HugeBalloon:
 
     def look(self) -> None:
         """See how things stand, and follow; to be called when something may have changed."""
-        now = self._clock()
-        self._division.want(self._device.wanted_bytes, now)
-        self._division.see(self._view(), now)
+        self._end_presumption()
+        self._want()
+        self._division.see(self._view(), self._clock())
         if self._apply():
             self._divided()
         held = self._device.blocks.hold_bytes
@@ -146,6 +228,10 @@ class HugeBalloon:
         self._set_timer(division.deadline)
         is_changed = self._device.elsewhere_bytes != division.relied_bytes
         self._device.elsewhere_bytes = division.relied_bytes
+        state = self.state()
+        if state != self._saved:
+            self._saved = state
+            self._save(state)
         return is_changed
 
     def _set_timer(self, deadline: float | None) -> None:

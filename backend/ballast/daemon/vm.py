@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class VirtualMachine:
     """One balloon and everything that speaks for it.
 
-    Implements `qmp.control.BalloonControl` towards operators, `balloon.device.DeviceListener`
+    Implements `qmp.control.BalloonControl` towards operators, `balloon.listener.DeviceListener`
     towards the device and `daemon.governor.Steered` towards the governor.
 
     Attributes:

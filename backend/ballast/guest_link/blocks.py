@@ -72,6 +72,7 @@ class BlockSession:
         status: What it last said of itself in this session; None if nothing yet.
         last_sweep: The last sweep that ended; None if none has.
         counters: For the metrics.
+        boot_id: Which life of the guest the book is about; empty if no agent has said.
     """
 
     def __init__(self, book: BlockBook, send: Send, changed: Callable[[], None]) -> None:
@@ -88,12 +89,12 @@ class BlockSession:
         self.status: BlocksStatus | None = None
         self.last_sweep: SweepDone | None = None
         self.counters = SessionCounters()
+        self.boot_id = ""
         self._discarded_bytes = 0
         self._send = send
         self._changed = changed
         self._next_number = secrets.randbits(_SESSION_BITS)
         self._has_released_since = False
-        self._boot_id = ""
         self._goals: tuple[NodeGoal, ...] = ()
         self._sweeps = SetSweeps()
 
@@ -106,9 +107,9 @@ class BlockSession:
             None if this agent does not trade in blocks.
         """
         self.end()
-        if self._boot_id != hello.boot_id:
+        if self.boot_id != hello.boot_id:
             # A guest that has started anew uses all of its memory.
-            self._boot_id = hello.boot_id
+            self.boot_id = hello.boot_id
             self.book.clear()
         if version < BLOCKS_VERSION or ABILITY_BLOCKS not in hello.abilities:
             return None

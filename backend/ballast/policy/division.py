@@ -118,6 +118,22 @@ class Division:
         elif self.deadline is None or (view.is_usable and view.held_bytes != before.held_bytes):
             self.deadline = now + PATIENCE_SECONDS
 
+    def resume(
+        self, wanted_bytes: int, relied_bytes: int, *, is_yielding: bool, now: float
+    ) -> None:
+        """Go on where a predecessor stopped, whose agent may have to be waited for.
+
+        Args:
+            wanted_bytes: What the guest is to give up.
+            relied_bytes: What of it the agent was relied on for.
+            is_yielding: Whether the guest keeps what it needed.
+            now: The time.
+        """
+        self.wanted_bytes = wanted_bytes
+        self.relied_bytes = min(relied_bytes // BLOCK_BYTES * BLOCK_BYTES, self.goal_bytes)
+        self.is_yielding = is_yielding
+        self.deadline = now + GRACE_SECONDS
+
     def reboot(self, now: float) -> None:
         """The guest has started anew: what it needed before says nothing of now."""
         self.is_yielding = False

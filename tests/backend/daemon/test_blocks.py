@@ -297,3 +297,48 @@ async def test_blocks_can_be_switched_off(tmp_path: Path) -> None:
         await vm.blocks.sweep(None, 1.0)
     assert "--no-agent-blocks" in caught.value.hint
     await vm.close()
+
+
+# A successor
+
+
+async def test_a_successor_presumes_until_the_agent_has_spoken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = VirtualMachine(VmConfig(name="vm", target=RAM_BYTES), paths=VmPaths("vm", tmp_path))
+    await first.start()
+    async with machine_at(first.paths.vhost_user, blocks=(RamBlock(0, RAM_BYTES),)) as machine:
+        await machine.start()
+        async with scripted_agent(first.paths.agent) as agent:
+            await agent.introduce()
+            first.set_target(RAM_BYTES - 6 * BLOCK_BYTES - PAGE_SIZE)
+            first.blocks.set_share(0, 2 * BLOCK_BYTES)
+            await agent.goal_of(6 * BLOCK_BYTES)
+            await agent.report(span(4, 5))
+            state = first.blocks.state()
+    await first.close()
+    assert (state.relied_bytes, state.held_bytes) == (6 * BLOCK_BYTES, 5 * BLOCK_BYTES)
+    assert state.boot_id == "a"
+
+    target = RAM_BYTES - 6 * BLOCK_BYTES - PAGE_SIZE
+    second = VirtualMachine(VmConfig(name="vm"), paths=VmPaths("vm", tmp_path))
+    second.blocks.restore(state)
+    second.set_target(target)
+    await second.start()
+    async with machine_at(second.paths.vhost_user, blocks=(RamBlock(0, RAM_BYTES),)) as machine:
+        await machine.start()
+        second.device.blocks.presumed_bytes = state.held_bytes  # the start was a new driver's
+        assert await kernel_pages(machine) == 1
+        assert second.actual_bytes == RAM_BYTES - 5 * BLOCK_BYTES
+        monkeypatch.setattr("ballast.daemon.blocks.GRACE_SECONDS", 0.2)
+        async with scripted_agent(second.paths.agent) as agent:
+            await agent.introduce(span(4, 5))
+            assert agent.goal_bytes == 6 * BLOCK_BYTES
+            assert second.device.blocks.known_hold_bytes == 0
+            await agent.report(span(4, 3))
+            await until(lambda: second.actual_bytes == RAM_BYTES - 3 * BLOCK_BYTES)
+            await agent.report(span(7, 3))
+            assert second.actual_bytes == RAM_BYTES - 6 * BLOCK_BYTES
+            assert second.blocks.shares == {0: 2 * BLOCK_BYTES}
+            assert await kernel_pages(machine) == 1
+    await second.close()

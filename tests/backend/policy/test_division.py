@@ -216,6 +216,17 @@ def test_a_guest_that_starts_anew_owes_everything() -> None:
     assert story.shares == (64, 64)
 
 
+def test_a_successor_goes_on_and_waits_for_the_agent() -> None:
+    story = Story(view=AgentView())
+    story.division.resume(64 * MIB, 64 * MIB, is_yielding=False, now=story.now)
+    story.want(64 * MIB)
+    assert story.shares == (64, 0)
+    story.holds(40 * MIB, is_usable=True)
+    assert story.shares == (64, 0)
+    story.wait(LATER)
+    assert story.shares == (64, 24)
+
+
 def test_less_than_a_block_is_the_kernel_s() -> None:
     story = Story()
     story.want(BLOCK_BYTES - PAGE)
