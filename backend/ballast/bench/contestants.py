@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,10 @@ from ballast_images.guest import GuestImage
 from ballast_images.machine import Machine
 from ballast_images.qemu import Qemu
 from ballast_images.vm import Vm
+from ballast_protocol.errors import OperatorError
 
+_AGENT_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -126,8 +131,13 @@ class Setup:
     kernel_arguments: tuple[str, ...]
     scratch: Path
 
-    def machine(self, name: str, arguments: tuple[str, ...]) -> Machine:
-        """Return a guest with the balloon that `arguments` give it."""
+    def machine(
+        self, name: str, arguments: tuple[str, ...], agent_socket: Path | None = None
+    ) -> Machine:
+        """Return a guest with the balloon that `arguments` give it, and an agent if it has a way.
+
+        The agent starts by itself where there is a port for it.
+        """
         directory = self.scratch / name
         directory.mkdir(exist_ok=True)
         return Machine(
@@ -137,6 +147,7 @@ class Setup:
             memory_bytes=self.memory_bytes,
             accelerator=self.accelerator,
             kernel_arguments=self.kernel_arguments,
+            agent_socket=agent_socket,
             arguments=arguments,
         )
 
@@ -148,10 +159,12 @@ class Ballast:
     Attributes:
         transport: What QEMU speaks to it.
         variant: With vfio-user, the kind of PCI function.
+        has_agent: An agent in the guest takes its part, in whole blocks of 2 MiB.
     """
 
     transport: Transport
     variant: VariantName = "msix-mapped"
+    has_agent: bool = False
 
 
 BUILT_IN = "qemu-builtin"
@@ -161,11 +174,12 @@ CONTESTANTS: dict[str, Ballast | None] = {
     "ballast/vfio-user": Ballast("vfio-user"),
     "ballast/vfio-user-msix": Ballast("vfio-user", "msix"),
     "ballast/vfio-user-intx": Ballast("vfio-user", "intx"),
+    "ballast/huge": Ballast("vhost-user", has_agent=True),
     BUILT_IN: None,
 }
 """All that can be measured; None is QEMU's own balloon."""
 
-DEFAULT_CONTESTANTS = ("ballast/vhost-user", "ballast/vfio-user", BUILT_IN)
+DEFAULT_CONTESTANTS = ("ballast/vhost-user", "ballast/vfio-user", "ballast/huge", BUILT_IN)
 
 
 @contextlib.asynccontextmanager
@@ -198,12 +212,34 @@ async def _ballast(setup: Setup, who: str, ballast: Ballast) -> AsyncIterator[Co
     options = ("--transport", ballast.transport, "--variant", ballast.variant)
     async with daemon([paths], paths.device(ballast.transport), *options) as pid:
         socket = paths.device(ballast.transport)
-        machine = setup.machine(name, balloon_arguments(socket, transport=ballast.transport))
+        arguments = balloon_arguments(socket, transport=ballast.transport)
+        agent_socket = paths.agent if ballast.has_agent else None
+        machine = setup.machine(name, arguments, agent_socket)
         async with Vm(machine) as guest:
             await guest.wait_ready()
             async with qmp.connect(paths.qmp) as client:
+                if ballast.has_agent:
+                    await _agent_is_there(client)
                 yield Contestant(who, guest, _Ours(client), pid, await _cpu_threads(guest))
             await guest.shutdown()
+
+
+async def _agent_is_there(client: qmp.BalloonClient) -> None:
+    """Wait until the agent in the guest takes blocks.
+
+    Raises:
+        OperatorError: It does not.
+    """
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while (obstacle := await _obstacle(client)) is not None:
+        if time.monotonic() > deadline:
+            raise OperatorError(f"the agent in the guest takes no blocks: {obstacle}")
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _obstacle(client: qmp.BalloonClient) -> object:
+    blocks: Any = (await client.query("ballast-status"))["blocks"]
+    return blocks["obstacle"]
 
 
 async def _cpu_threads(guest: Vm) -> tuple[int, ...]:
