@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ballast.cli.common import JsonFlag, QemuPath, console, print_json
+from ballast_images.broker import find_broker
 from ballast_images.guest import build_guest
 from ballast_images.progress import ConsoleReporter
 from ballast_images.qemu import find_qemu
@@ -45,6 +46,9 @@ def build(
         str, typer.Option(help="Where the guest's kernel is from: trixie or trixie-backports.")
     ] = "trixie",
     qemu: QemuPath = None,
+    with_broker: Annotated[
+        bool, typer.Option(help="Have mosquitto and its clients too, to try out MQTT.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Make sure that both are there, and say where."""
@@ -63,8 +67,11 @@ def build(
         "initrd": str(guest.initrd),
         "kernel-release": guest.kernel_release,
     }
+    if with_broker:
+        broker = find_broker(refresh=refresh, reporter=reporter)
+        facts |= {program.name: str(program) for program in broker.programs}
     if as_json:
         print_json(facts)
         return
     for name, value in facts.items():
-        console.print(f"{name:15} {value}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{name:16} {value}", highlight=False, soft_wrap=True, markup=False)
