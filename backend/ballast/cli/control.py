@@ -120,10 +120,21 @@ def _detail_table(found: dict[str, object]) -> Table:
         "keeper": dig(found, "keeper", "keeper-pid"),
         "QMP clients": dig(found, "qmp", "clients"),
         "QMP clients dropped": dig(found, "qmp", "dropped"),
+        "MQTT": _mqtt_cell(found),
     }
     for name, value in rows.items():
         table.add_row(name, str(value) if value not in (None, "") else "-")
     return table
+
+
+def _mqtt_cell(found: dict[str, object]) -> str | None:
+    """Return how the connection to the broker is, if there should be one."""
+    url = dig(found, "mqtt", "url")
+    if url is None:
+        return None
+    if dig(found, "mqtt", "connected"):
+        return str(url)
+    return f"{url}: {dig(found, 'mqtt', 'last-error') or 'connecting'}"
 
 
 def stats(

@@ -14,6 +14,7 @@ from ballast.daemon import config as configuration
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import check_name
 from ballast.daemon.worker import serve_kept
+from ballast.mqtt.config import PASSWORD_VARIABLE
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.guest_blocks import MAX_SWEEP_SECONDS, MIN_SWEEP_SECONDS
 
@@ -35,6 +36,19 @@ PrintCapabilities = Annotated[
     ),
 ]
 
+Mqtt = Annotated[
+    str | None,
+    typer.Option(
+        "--mqtt",
+        metavar="URL",
+        help=(
+            "Report to this MQTT broker and take targets from it: mqtt://[USER@]HOST[:PORT], "
+            f"mqtts:// for TLS. {PASSWORD_VARIABLE} names the file with the password; the "
+            "table [mqtt] of --config has all options."
+        ),
+    ),
+]
+
 
 def serve(
     vms: Annotated[
@@ -43,7 +57,9 @@ def serve(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="A TOML file with a table [vm.NAME] per VM."),
+        typer.Option(
+            "--config", "-c", help="A TOML file with a table [vm.NAME] per VM, perhaps [mqtt]."
+        ),
     ] = None,
     target: Annotated[
         int | None,
@@ -115,6 +131,7 @@ def serve(
     keeper_timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for it to listen.")
     ] = 30.0,
+    mqtt: Mqtt = None,
     print_capabilities: PrintCapabilities = False,
 ) -> None:
     """Serve the balloons of VMs until SIGTERM.
@@ -157,7 +174,7 @@ def serve(
                 )
             )
         _check(configs, single=socket_path is not None or fd is not None)
-        return configs
+        return configuration.at_broker(configs, configuration.load_mqtt(config, mqtt))
 
     # A daemon says what it does, even if nobody asked for more than warnings.
     logging.getLogger("ballast").setLevel(logging.INFO)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.daemon.paths import check_name
+from ballast.mqtt.config import PASSWORD_VARIABLE, MqttConfig, make_config
 from ballast.policy.governor import Governor
 from ballast.sizes import parse_size
 from ballast_protocol.errors import OperatorError
@@ -66,6 +69,7 @@ class VmConfig(BaseModel):
             the mapped page; `intx` can be unplugged, which QEMU 11.1 does not survive with MSI-X.
         socket_path: Where to listen instead of the runtime directory.
         fd: A socket that was inherited, instead of a path.
+        mqtt: The broker that the VM is reported to; in a file it is given once for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +90,7 @@ class VmConfig(BaseModel):
     variant: VariantName = "msix-mapped"
     socket_path: Path | None = None
     fd: Annotated[int, Field(ge=0)] | None = None
+    mqtt: MqttConfig | None = None
 
     @model_validator(mode="after")
     def _check_transport(self) -> VmConfig:
@@ -132,16 +137,54 @@ def load(path: Path) -> list[VmConfig]:
     Raises:
         OperatorError: The file cannot be read, or says something that is not understood.
     """
+    document = _document(path)
+    tables = document.pop("vm", {})
+    document.pop("mqtt", None)
+    if document or not isinstance(tables, dict) or not tables:
+        raise OperatorError(
+            f"{path} should hold tables [vm.NAME], perhaps a table [mqtt], and nothing else"
+        )
+    return [_vm(path, name, table) for name, table in tables.items()]
+
+
+def load_mqtt(
+    path: Path | None, url: str | None, environment: Mapping[str, str] = os.environ
+) -> MqttConfig | None:
+    """Return how VMs are reached over MQTT: what the table `[mqtt]` of a TOML file says.
+
+    Args:
+        path: The file, if there is one.
+        url: A broker that goes before the one in the file.
+        environment: May name the file with the password.
+
+    Raises:
+        OperatorError: The file cannot be read, or says something that is not understood.
+    """
+    table = _document(path).get("mqtt") if path is not None else None
+    if table is None and url is None:
+        return None
+    if not isinstance(table, dict | None):
+        raise OperatorError(f"{path}: mqtt is not a table")
+    options: dict[str, object] = {**(table or {})}
+    if url is not None:
+        options["url"] = url
+    if PASSWORD_VARIABLE in environment:
+        options.setdefault("password-file", environment[PASSWORD_VARIABLE])
+    return make_config(options)
+
+
+def at_broker(configs: Iterable[VmConfig], mqtt: MqttConfig | None) -> list[VmConfig]:
+    """Return VMs as they are, but reported to a broker."""
+    return [config.model_copy(update={"mqtt": mqtt}) for config in configs]
+
+
+def _document(path: Path) -> dict[str, object]:
     try:
-        document = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except OSError as error:
         raise OperatorError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OperatorError(f"{path} is not TOML: {error}") from error
-    tables = document.pop("vm", {})
-    if document or not isinstance(tables, dict) or not tables:
-        raise OperatorError(f"{path} should hold tables [vm.NAME] and nothing else")
-    return [_vm(path, name, table) for name, table in tables.items()]
 
 
 def _vm(path: Path, name: str, table: object) -> VmConfig:
@@ -150,6 +193,8 @@ def _vm(path: Path, name: str, table: object) -> VmConfig:
     options = {key.replace("-", "_"): value for key, value in table.items()}
     if "name" in options:
         raise OperatorError(f"{path}: vm.{name} has its name from its table already")
+    if "mqtt" in options:
+        raise OperatorError(f"{path}: vm.{name}: MQTT is for all VMs: use a table [mqtt]")
     try:
         return VmConfig.model_validate({"name": check_name(name), **options})
     except OperatorError as error:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from ballast.daemon.config import VmConfig
+from ballast.daemon.fleet import check_files, in_fleets
 from ballast.daemon.kept import Kept
 from ballast.daemon.logs import context_of
 from ballast.daemon.vm import VirtualMachine
@@ -42,7 +43,9 @@ async def serving(
     Raises:
         OperatorError: A VM cannot be served.
     """
-    store, left = store or NoStore(), left or {}
+    store, left, configs = store or NoStore(), left or {}, list(configs)
+    if kept is None or not kept.is_restart:
+        check_files(configs)
     async with AsyncExitStack() as stack:
         machines = []
         try:
@@ -59,6 +62,7 @@ async def serving(
                 stack.pop_all()
             raise
         _drop(store, left)
+        await stack.enter_async_context(in_fleets(machines, configs))
         yield machines
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ballast.balloon.device import BalloonDevice
 from ballast.balloon.ranges import Run
@@ -100,6 +100,7 @@ class VirtualMachine:
         self._lock: NameLock | None = None
         self.governor = GovernorLoop(self, config.governor())
         self.governor.begin()
+        self._mqtt_status: Callable[[], Mapping[str, object]] | None = None
 
     def _make_transport(self, config: VmConfig) -> DeviceServer:
         path, fd, store = None, config.fd, self._store
@@ -167,6 +168,18 @@ class VirtualMachine:
     def vmm_pid(self) -> int | None:
         """The process whose guest is served, if one is connected."""
         return self._transport.session.pid if self._transport.session else None
+
+    def join_fleet(
+        self, take_event: Callable[[bytes], None], status: Callable[[], Mapping[str, object]]
+    ) -> None:
+        """Have QMP events told over MQTT as well, and show how the connection is.
+
+        Args:
+            take_event: Called with every event, as QMP's clients get it.
+            status: Returns how the connection is.
+        """
+        self._qmp.tap_events(take_event)
+        self._mqtt_status = status
 
     # What the device tells -------------------------------------------------------------------
 
@@ -373,6 +386,7 @@ class VirtualMachine:
             "counters": hyphenated(device.metrics.as_dict()),
             "transport": self._transport.status(),
             "agent": self.agent.status(),
+            "mqtt": self._mqtt_status() if self._mqtt_status else None,
         }
 
     def _state(self) -> str:

@@ -168,6 +168,7 @@ STATUS = Record(
         Member("counters", ANY, "What has happened since the daemon started."),
         Member("transport", ANY, "The connection to QEMU."),
         Member("agent", ANY, "The agent in the guest, with its last report."),
+        Member("mqtt", ANY, "The connection to an MQTT broker; null if there should be none."),
         Member("qmp", QMP_STATUS, "The VM's QMP socket."),
         Member("keeper", KEEPER_STATUS, "Who holds QEMU's connection, and what has happened."),
     ),

@@ -73,6 +73,7 @@ class QmpServer:
         self._max_clients = max_clients
         self._unix_time_ns = unix_time_ns
         self._clients: dict[Connection, asyncio.Task[None]] = {}
+        self._taps: list[Callable[[bytes], None]] = []
         self._throttle = EventThrottle(EVENT_PERIODS_SECONDS)
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
@@ -124,6 +125,10 @@ class QmpServer:
         """Return who is there, and what they have done."""
         return {"clients": len(self._clients), **asdict(self._counters)}
 
+    def tap_events(self, take: Callable[[bytes], None]) -> None:
+        """Have `take` called with every event that clients get, as they get it."""
+        self._taps.append(take)
+
     async def close(self) -> None:
         """Disconnect every client, stop listening, and remove the socket file."""
         if self._timer is not None:
@@ -165,6 +170,8 @@ class QmpServer:
     def _broadcast(self, event: bytes) -> None:
         for connection in self._clients:
             connection.send_event(event)
+        for take in self._taps:
+            take(event)
 
     def _set_timer(self) -> None:
         end = self._throttle.next_end()

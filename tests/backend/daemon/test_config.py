@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from ballast.balloon.device import DEFAULT_FEATURES
-from ballast.daemon.config import VmConfig, load
+from ballast.daemon.config import VmConfig, load, load_mqtt
+from ballast.mqtt.config import PASSWORD_VARIABLE
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.virtio.balloon import BalloonFeature
 
@@ -67,6 +68,51 @@ def test_what_is_not_understood_says_where(tmp_path: Path, text: str, message: s
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(OperatorError, match=message):
         load(path)
+
+
+def test_a_broker_for_all_vms(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        [vm.web]
+        [mqtt]
+        url = "mqtt://me@broker.example"
+        stats-interval = 10
+        [mqtt.home-assistant]
+        minimum = "512M"
+        """,
+    )
+    assert [vm.name for vm in load(path)] == ["web"]
+    config = load_mqtt(path, None, {})
+    assert config is not None
+    assert (str(config.address), config.user) == ("mqtt://broker.example:1883", "me")
+    assert config.stats_interval == 10
+    assert config.home_assistant is not None
+    assert config.home_assistant.minimum == 512 << 20
+    other = load_mqtt(path, "mqtts://other", {})
+    assert other is not None
+    assert (str(other.address), other.stats_interval) == ("mqtts://other:8883", 10)
+
+
+def test_without_a_broker_there_is_no_mqtt(tmp_path: Path) -> None:
+    assert load_mqtt(written(tmp_path, "[vm.web]"), None, {}) is None
+    assert load_mqtt(None, None, {PASSWORD_VARIABLE: "/password"}) is None
+
+
+def test_the_environment_names_the_password_where_the_file_does_not(tmp_path: Path) -> None:
+    environment = {PASSWORD_VARIABLE: "/run/secrets/mqtt"}
+    config = load_mqtt(None, "mqtt://me@broker", environment)
+    assert config is not None
+    assert config.password_file == Path("/run/secrets/mqtt")
+    path = written(tmp_path, '[mqtt]\nurl = "mqtt://me@b"\npassword-file = "/mine"')
+    config = load_mqtt(path, None, environment)
+    assert config is not None
+    assert config.password_file == Path("/mine")
+
+
+def test_an_mqtt_that_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="mqtt is not a table"):
+        load_mqtt(written(tmp_path, "mqtt = 1"), None)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
