@@ -77,6 +77,23 @@ class LinkCounters:
     skipped_bytes: int = 0
 
 
+def link_status(
+    state: LinkState,
+    agent: AgentInfo | None,
+    report: ReceivedReport | None,
+    counters: LinkCounters,
+    loop_time: float,
+) -> dict[str, object]:
+    """Return everything that is known of a link."""
+    age = 0.0 if report is None else loop_time - report.loop_time
+    return {
+        "state": state.value,
+        "agent": None if agent is None else agent_status(agent),
+        "report": None if report is None else report_status(report, age),
+        "counters": hyphenated(asdict(counters)),
+    }
+
+
 def agent_status(agent: AgentInfo) -> dict[str, object]:
     """Return who the agent is."""
     return {

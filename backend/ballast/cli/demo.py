@@ -44,7 +44,8 @@ def demo(
         run_demo(
             qemu,
             ConsoleReporter(progress),
-            config=VmConfig(name="demo", transport=transport, variant=variant),
+            # What it tells of is the balloon that every guest's kernel has.
+            config=VmConfig(name="demo", transport=transport, variant=variant, agent_blocks=False),
             kernel_arguments=tuple(append.split()),
             show=lambda line: progress.print(line, highlight=False),
         )

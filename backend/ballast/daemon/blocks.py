@@ -69,7 +69,7 @@ class HugeBalloon:
         device: BalloonDevice,
         link: GuestLink,
         *,
-        sweeps: SetSweeps,
+        sweeps: SetSweeps | None,
         resized: Callable[[], None],
         divided: Callable[[], None],
         emit: Callable[[str, Mapping[str, object]], None],
@@ -81,7 +81,7 @@ class HugeBalloon:
         Args:
             device: Its target is divided, its book of blocks is the link's.
             link: The way to the agent.
-            sweeps: When the agent is to sweep without being asked.
+            sweeps: When the agent is to sweep without being asked; None leaves it to the guest.
             resized: Called when the agent holds more or less than before.
             divided: Called when the kernel's part of the target has changed.
             emit: Tells operators of an event.
@@ -99,7 +99,7 @@ class HugeBalloon:
         self._pressure = (False, 0)
         self._boot_id = ""
         device.blocks.on_forget = self._forgotten
-        if link.blocks is not None:
+        if link.blocks is not None and sweeps is not None:
             link.blocks.set_sweeps(sweeps)
 
     def close(self) -> None:

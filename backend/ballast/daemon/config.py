@@ -60,7 +60,7 @@ class VmConfig(BaseModel):
         agent_blocks: Let the agent in the guest give up its part of the target, in whole blocks of
             2 MiB, and sweep.
         sweep_every: Seconds between two sweeps, in which the agent reports what is free so that
-            the host gets it back; none by themselves if absent.
+            the host gets it back; if absent, what the guest's administrator wants.
         sweep_when_free: Sweep when so much has become free since the last sweep.
         stats_polling_interval: Seconds between two polls for statistics; 0 to poll on demand only.
         transport: What QEMU speaks to the device: vhost-user or vfio-user.
@@ -114,8 +114,10 @@ class VmConfig(BaseModel):
         )
 
     @property
-    def sweeps(self) -> SetSweeps:
-        """When the agent is to sweep without being asked."""
+    def sweeps(self) -> SetSweeps | None:
+        """When the agent is to sweep without being asked; None leaves it to the guest."""
+        if self.sweep_every is None and self.sweep_when_free is None:
+            return None
         return SetSweeps(self.sweep_every, self.sweep_when_free)
 
     @property

@@ -96,7 +96,7 @@ class BlockSession:
         self._next_number = secrets.randbits(_SESSION_BITS)
         self._has_released_since = False
         self._goals: tuple[NodeGoal, ...] = ()
-        self._sweeps = SetSweeps()
+        self._sweeps: SetSweeps | None = None
 
     # Life ------------------------------------------------------------------------------------
 
@@ -142,7 +142,10 @@ class BlockSession:
         return sum(goal.size_bytes for goal in self._goals)
 
     def set_sweeps(self, sweeps: SetSweeps) -> None:
-        """Have the agent sweep without being asked, now and in sessions to come."""
+        """Have the agent sweep without being asked, now and in sessions to come.
+
+        As long as this is never called, the guest's administrator decides.
+        """
         self._sweeps = sweeps
         if self.is_open:
             self._send(sweeps, 0)
@@ -204,7 +207,8 @@ class BlockSession:
         self._send(HoldingAck(holding.session, known), request_id)
         if holding.last:
             self.is_open = True
-            self._send(self._sweeps, 0)
+            if self._sweeps is not None:
+                self._send(self._sweeps, 0)
             self._send(BlocksGoal(self._goals), 0)
             self._changed()
 

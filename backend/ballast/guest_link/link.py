@@ -25,12 +25,12 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from ballast.balloon.blocks import BlockBook
 from ballast.guest_link.blocks import AgentBlockMessage, BlockSession
 from ballast.guest_link.events import LinkEvent
+from ballast.guest_link.mute import MuteWatch
 from ballast.guest_link.pace import DEFAULT_INTERVAL_SECONDS, Pace, check_interval
 from ballast.guest_link.requests import Answer, Requests
 from ballast.guest_status import (
@@ -38,9 +38,7 @@ from ballast.guest_status import (
     LinkCounters,
     LinkState,
     ReceivedReport,
-    agent_status,
-    hyphenated,
-    report_status,
+    link_status,
 )
 from ballast.streams.fdstore import VmStore, no_store
 from ballast.streams.listening import kept_listener
@@ -71,9 +69,6 @@ from ballast_protocol.guest_blocks import (
 )
 from ballast_protocol.guest_framing import Frame, FrameDecoder
 
-MUTE_INTERVALS = 3
-"""An agent that has missed this many reports in a row is called mute."""
-
 HELLO_RETRY_SECONDS = 1.0
 """How often, at most, an agent that reports without introduction is asked for one."""
 
@@ -91,7 +86,6 @@ class GuestLink:
     Attributes:
         path: The socket that QEMU connects to.
         agent: Who is there; None without introduction.
-        mute: Whether the agent has missed `MUTE_INTERVALS` reports.
         last_report: The newest report of this life of the guest. It stays when QEMU goes: look at
             its age.
         counters: For the metrics.
@@ -122,7 +116,6 @@ class GuestLink:
         check_interval(interval_seconds)
         self.path = path
         self.agent: AgentInfo | None = None
-        self.mute = False
         self.last_report: ReceivedReport | None = None
         self.counters = LinkCounters()
         self.blocks: BlockSession | None = None
@@ -136,7 +129,7 @@ class GuestLink:
         self._writer: asyncio.StreamWriter | None = None
         self._conversation: asyncio.Task[None] | None = None
         self._requests = Requests(self._send)
-        self._mute_timer: asyncio.TimerHandle | None = None
+        self._watch = MuteWatch(self._be_mute)
         self._next_hello_request = 0.0
         self._complained = False
 
@@ -144,6 +137,11 @@ class GuestLink:
     def connected(self) -> bool:
         """Whether QEMU is connected."""
         return self._writer is not None
+
+    @property
+    def mute(self) -> bool:
+        """Whether the agent has stopped reporting."""
+        return self._watch.is_mute
 
     @property
     def state(self) -> LinkState:
@@ -229,15 +227,9 @@ class GuestLink:
 
     def status(self) -> dict[str, object]:
         """Return everything that is known, as JSON values."""
-        report = self.last_report
-        age = 0.0 if report is None else asyncio.get_running_loop().time() - report.loop_time
-        return {
-            "socket": str(self.path),
-            "state": self.state.value,
-            "agent": None if self.agent is None else agent_status(self.agent),
-            "report": None if report is None else report_status(report, age),
-            "counters": hyphenated(asdict(self.counters)),
-        }
+        now = asyncio.get_running_loop().time()
+        known = link_status(self.state, self.agent, self.last_report, self.counters, now)
+        return {"socket": str(self.path), **known}
 
     def _require_agent(self) -> None:
         if self._writer is None:
@@ -284,9 +276,8 @@ class GuestLink:
         self._writer = self._conversation = self.agent = None
         if self.blocks is not None:
             self.blocks.end()
-        self._complained = self.mute = False
-        if self._mute_timer is not None:
-            self._mute_timer.cancel()
+        self._complained = False
+        self._watch.stop()
         self._requests.abandon("QEMU has closed the agent channel")
         self._tell(LinkEvent.QEMU_GONE)
 
@@ -385,16 +376,10 @@ class GuestLink:
 
     def _expect_report(self) -> None:
         """Start to wait for the next report anew."""
-        self.mute = False
-        if self._mute_timer is not None:
-            self._mute_timer.cancel()
         if self.agent is not None:
-            patience = MUTE_INTERVALS * self.agent.interval_seconds
-            loop = asyncio.get_running_loop()
-            self._mute_timer = loop.call_later(patience, self._declare_mute)
+            self._watch.expect(self.agent.interval_seconds)
 
-    def _declare_mute(self) -> None:
-        self.mute = True
+    def _be_mute(self) -> None:
         log.warning("%s: the agent has stopped reporting", self.path)
         self._tell(LinkEvent.AGENT_MUTE)
 

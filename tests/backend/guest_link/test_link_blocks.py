@@ -28,7 +28,6 @@ from ballast_protocol.guest_blocks import (
     Holding,
     HoldingAck,
     Purpose,
-    SetSweeps,
     Sweep,
     SweepDone,
 )
@@ -67,7 +66,6 @@ async def open_session(guest: Guest) -> int:
     assert welcome.session is not None
     guest.say(Holding(welcome.session, (), last=True), 1)
     assert await guest.hear() == (1, HoldingAck(welcome.session, ()))
-    assert isinstance((await guest.hear())[1], SetSweeps)
     assert isinstance((await guest.hear())[1], BlocksGoal)
     return welcome.session
 
