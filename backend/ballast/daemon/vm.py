@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -18,7 +17,10 @@ from ballast.daemon.config import VmConfig
 from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.kept import Kept
 from ballast.daemon.paths import NameLock, VmPaths
+from ballast.daemon.polling import Polling
+from ballast.daemon.transports import make_transport
 from ballast.daemon.version import qmp_version
+from ballast.daemon.wishes import Settings, Wishes
 from ballast.guest_link.events import LinkEvent
 from ballast.guest_link.link import GuestLink
 from ballast.guest_status import hyphenated
@@ -27,10 +29,6 @@ from ballast.policy.resize import Observation, attainable, is_there
 from ballast.qmp.server import QmpServer
 from ballast.streams.fdstore import VmStore, no_store
 from ballast.streams.listening import kept_listener
-from ballast.transport.server import DeviceServer
-from ballast.transport.vfio_user.server import VfioUserServer
-from ballast.transport.vhost_user.server import VhostUserServer
-from ballast.virtio_pci.layout import Variant
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.virtio.balloon import PAGE_SIZE, BalloonFeature
 
@@ -74,12 +72,15 @@ class VirtualMachine:
         """
         self._store = store or no_store(config.name)
         self.kept = kept or Kept()
+        self._wishes = Wishes(self._store)
         self.name = config.name
         self.paths = paths or VmPaths(config.name)
         self.device = BalloonDevice(
             self, balloon_features=config.features, ram_bytes=config.memory or 0
         )
-        self._transport = self._make_transport(config)
+        self._transport = make_transport(
+            config, self.device, self.paths, self._store, self.kept.mode
+        )
         self._qmp = QmpServer(self, self.paths.qmp, qmp_version())
         book = self.device.blocks if config.agent_blocks else None
         self.agent = GuestLink(
@@ -92,26 +93,25 @@ class VirtualMachine:
             resized=self.actual_changed,
             divided=self._transport.notify_config,
             emit=self._qmp.emit,
+            save=self._wishes.save_blocks,
         )
-        self._polling_interval = config.stats_polling_interval
-        self._polling: asyncio.Task[None] | None = None
+        settings = self._wishes.settings() or Settings(config.stats_polling_interval)
+        self._polling = Polling(self._transport.request_statistics, settings.stats_polling_interval)
         self._statistics_arrived = asyncio.Event()
         self._statistics_seen = (0, 0.0)
         self._lock: NameLock | None = None
-        self.governor = GovernorLoop(self, config.governor())
-        self.governor.begin()
         self._mqtt_status: Callable[[], Mapping[str, object]] | None = None
+        self.governor = GovernorLoop(self, config.governor(), save=self._wishes.save_governor)
+        if (state := self._wishes.blocks()) is not None:
+            self.blocks.restore(state)
+        self._begin_governor(self._wishes.governor())
 
-    def _make_transport(self, config: VmConfig) -> DeviceServer:
-        path, fd, store = None, config.fd, self._store
-        if fd is None:
-            path = config.socket_path or self.paths.device(config.transport)
-        elif self.kept.mode == "parent":
-            fd = None  # it was inherited by the parent, and is in the store as long as it lives
-        if config.transport == "vhost-user":
-            return VhostUserServer(self.device, path=path, fd=fd, store=store)
-        variant = Variant(config.variant)
-        return VfioUserServer(self.device, path=path, fd=fd, variant=variant, store=store)
+    def _begin_governor(self, values: Mapping[str, object] | None) -> None:
+        try:
+            self.governor.begin(values)
+        except OperatorError as error:
+            log.error("the target of the process before is lost: %s", error)
+            self.governor.begin()
 
     # Life ------------------------------------------------------------------------------------
 
@@ -122,10 +122,10 @@ class VirtualMachine:
             OperatorError: The name is taken or a socket cannot be used; nothing is left behind,
                 except what was taken over, which is left as it is for another attempt.
         """
-        self._lock = NameLock(self.paths, self._store.take("lock"))
-        self._store.put("lock", self._lock.fileno())
-        self.name_holder(self.kept.keeper_pid or os.getpid())
         try:
+            self._lock = NameLock(self.paths, self._store.take("lock"))
+            self._store.put("lock", self._lock.fileno())
+            self.name_holder(self.kept.keeper_pid or os.getpid())
             await self._transport.start()
             # The name is ours, so a socket that is still there is that of a process that crashed.
             await self._qmp.start(kept_listener(self._store, "qmp-listener", self.paths.qmp))
@@ -135,21 +135,18 @@ class VirtualMachine:
             if not self.kept.is_restart:
                 await self.close()
             raise
-        self._restart_polling()
+        self._polling.restart()
 
     async def close(self) -> None:
         """Stop listening, let go of the guest's memory, give the name up."""
-        if self._polling is not None:
-            self._polling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._polling
-            self._polling = None
+        await self._polling.close()
         await self.agent.close()
         self.blocks.close()
         await self._qmp.close()
         self._store.drop("qmp-listener")
         await self._transport.close()
         self.governor.close()
+        self._wishes.close()
         if self._lock is not None:
             self._lock.release()
             self._store.drop("lock")
@@ -283,25 +280,13 @@ class VirtualMachine:
     @property
     def stats_polling_interval(self) -> int:
         """Seconds between two polls for statistics; 0 means that nobody polls."""
-        return self._polling_interval
+        return self._polling.interval_seconds
 
     @stats_polling_interval.setter
     def stats_polling_interval(self, seconds: int) -> None:
-        self._polling_interval = seconds
-        self._restart_polling()
-
-    def _restart_polling(self) -> None:
-        if self._polling is not None:
-            self._polling.cancel()
-            self._polling = None
-        if self._polling_interval:
-            self._polling = asyncio.create_task(self._poll(self._polling_interval))
-
-    async def _poll(self, interval_seconds: int) -> None:
-        """Ask for statistics again and again; a guest that does not answer is not asked twice."""
-        while True:
-            await asyncio.sleep(interval_seconds)
-            self._transport.request_statistics()
+        self._polling.interval_seconds = seconds
+        self._wishes.save_settings(Settings(seconds))
+        self._polling.restart()
 
     async def refresh_stats(self, timeout_seconds: float) -> None:
         """Ask the guest for statistics, and return when they are there.

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ballast.daemon import wishes
 from ballast.daemon.config import VmConfig
 from ballast.daemon.keeping import (
     NewKeeper,
@@ -127,6 +128,7 @@ def check_left(left: Mapping[str, int], configs: Sequence[VmConfig]) -> None:
     Raises:
         OperatorError: It cannot be.
     """
+    wishes.check(left)
     names = {config.name for config in configs}
     for name in left:
         vm, _, what = name.rpartition("/")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 LISTENER, CONNECTION = "/listener", "/connection"
 """How the names end of the socket where a VM's QEMU connects, and of its connection."""
 
-LASTING = ("/listener", "/qmp-listener", "/agent-listener", "/agent", "/lock", "/state")
+LASTING = ("/listener", "/qmp-listener", "/agent-listener", "/agent", "/lock", "/wishes")
 """How the names end of what a VM keeps when its QEMU has gone."""
 
 

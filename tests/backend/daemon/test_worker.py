@@ -20,6 +20,7 @@ from ballast.daemon.worker import KeeperLink, announce, check_left, recalled, re
 from ballast.keeper.channel import pair, receive, send
 from ballast.keeper.client import KeeperStore, Takeover
 from ballast.keeper.messages import decode, encode
+from ballast.mqtt.config import make_config
 from ballast.streams.fdstore import MemoryStore
 from ballast_protocol.errors import OperatorError
 from support.backend import until
@@ -169,7 +170,11 @@ async def test_operators_who_come_soon_hear_of_a_restart(
 
 
 def test_the_configuration_is_kept_for_a_successor() -> None:
-    configs = [VmConfig(name="web", target=1 << 30, socket_path=Path("/x")), VmConfig(name="db")]
+    mqtt = make_config({"url": "mqtts://me@example.org", "password-file": "/p", "host": "here"})
+    configs = [
+        VmConfig(name="web", target=1 << 30, socket_path=Path("/x")),
+        VmConfig(name="db", mqtt=mqtt),
+    ]
     with none_left_open(), MemoryStore() as store:
         remember(store, configs)
         left = store.take_all()

@@ -221,12 +221,12 @@ def test_memory_of_a_qemu_that_leaves_meanwhile_is_let_go(
     other, other_qemu = socket.socketpair()
     peer.put("vm/connection", ours.detach())
     peer.put("vm2/connection", other.detach())
-    for name in ("vm/listener", "vm/memory.0", "vm/kick.0", "vm/state", "vm/lock", "vm2/memory.0"):
+    for name in ("vm/listener", "vm/memory.0", "vm/kick.0", "vm/wishes", "vm/lock", "vm2/memory.0"):
         peer.put(name, os.eventfd(0) if "listener" not in name else listener(tmp_path / "s"))
     peer.die()
     qemu.close()
     turn_until(keeper.loop, lambda: "vm/connection" not in keeper.vault)
-    names = ["vm/listener", "vm/lock", "vm/state", "vm2/connection", "vm2/memory.0"]
+    names = ["vm/listener", "vm/lock", "vm/wishes", "vm2/connection", "vm2/memory.0"]
     assert sorted(keeper.vault.names()) == names
     other_qemu.close()
 
