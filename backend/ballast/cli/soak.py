@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,23 +16,28 @@ from ballast.cli.common import QemuPath, TransportName, console, write_text
 from ballast.daemon.serve import unless_stopped
 from ballast.soak.killing import Killing, Outcome, Plan, as_json
 from ballast.soak.lab import Setup, lab
-from ballast.soak.report import table, verdict
+from ballast.soak.report import storm_verdict, table, verdict
+from ballast.soak.storm import Storm, StormOutcome
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import build_guest
-from ballast_images.progress import ConsoleReporter
+from ballast_images.progress import ConsoleReporter, Reporter
 from ballast_images.qemu import find_qemu
 
 
 def soak(
     kill_worker: Annotated[
         int, typer.Option(min=0, metavar="N", help="Kill so many workers, one after the other.")
-    ] = 20,
+    ] = 0,
     stop_worker: Annotated[
         int, typer.Option(min=0, metavar="N", help="Stop so many for a while instead (SIGSTOP).")
     ] = 0,
     stop_seconds: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="How long a stopped worker stays stopped.")
     ] = 10.0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="M", help="Let a storm rage for so long, agent and all."),
+    ] = None,
     transport: TransportName = "vhost-user",
     seed: Annotated[int, typer.Option(help="Where the random numbers begin.")] = 1,
     qemu: QemuPath = None,
@@ -39,35 +45,57 @@ def soak(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the outcome as JSON.")
     ] = None,
 ) -> None:
-    """Kill the backend's worker again and again under a guest that verifies its memory.
+    """Let everything go wrong around a guest that verifies its memory all the time.
 
-    A stock guest inflates, deflates, reports free pages, reboots and is paused; a process in it
-    holds memory and compares every byte all the time. At a random moment of each, the worker that
-    serves its balloon is killed with SIGKILL. Afterwards the VM must be alive, the target reached,
-    and the books equal to what the guest's kernel marks as ballooned, page for page. Exit status 1
-    if anything is lost.
+    With --kill-worker: the guest inflates, deflates, reports free pages, reboots and is paused, and
+    at a random moment of each the worker that serves its balloon is killed with SIGKILL. With
+    --minutes: several processes in the guest use and verify memory, its balloon is resized, free
+    memory swept and compacted, and the agent in it killed at random.
+
+    Afterwards the VM must be alive, the target reached, and the books equal, page for page, to what
+    the guest's kernel marks as given up. Exit status 1 if anything is lost.
     """
-    if not kill_worker + stop_worker:
-        raise typer.BadParameter("nothing to do: give --kill-worker or --stop-worker")
+    kills = kill_worker + stop_worker
+    if bool(kills) == (minutes is not None):
+        raise typer.BadParameter("give either --kill-worker and --stop-worker, or --minutes")
     reporter = ConsoleReporter()
     found = find_qemu(qemu, reporter=reporter)
     image = build_guest(reporter=reporter)
     accel = accelerator(found).name
+    facts = machine_facts(accel, found.version, image.kernel_release)
     setup = Setup(found, image, accel, transport)
-    plan = Plan(kill_worker, stop_worker, stop_seconds, seed)
-
-    async def run() -> Outcome:
-        async with AsyncExitStack() as stack:
-            with reporter.step("Booting the guest"):
-                served = await stack.enter_async_context(lab(setup))
-            with reporter.step(f"Killing {kill_worker} workers over {transport}") as advance:
-                return await Killing(served, plan, advance).run()
-
-    outcome = asyncio.run(unless_stopped(run()))
-    console.print(table(outcome))
-    console.print(verdict(outcome), markup=False)
+    result: dict[str, Any]
+    if minutes is None:
+        plan = Plan(kill_worker, stop_worker, stop_seconds, seed)
+        killed = asyncio.run(unless_stopped(_kill(setup, plan, reporter)))
+        console.print(table(killed))
+        console.print(verdict(killed), markup=False)
+        result = as_json(killed, facts)
+    else:
+        storm = asyncio.run(unless_stopped(_storm(setup, minutes * 60, seed, reporter)))
+        console.print(storm_verdict(storm), markup=False)
+        result = storm.as_json(facts)
     if json_file is not None:
-        facts = machine_facts(accel, found.version, image.kernel_release)
-        write_text(json_file, json.dumps(as_json(outcome, facts), indent=2) + "\n")
-    if not outcome.is_ok:
+        write_text(json_file, json.dumps(result, indent=2) + "\n")
+    if not result["ok"]:
         raise typer.Exit(1)
+
+
+async def _kill(setup: Setup, plan: Plan, reporter: Reporter) -> Outcome:
+    """Kill workers; the agent takes no blocks, so that all memory goes through the rings."""
+    async with AsyncExitStack() as stack:
+        with reporter.step("Booting the guest"):
+            quiet = replace(setup, serve_arguments=("--no-agent-blocks",))
+            served = await stack.enter_async_context(lab(quiet))
+        what = f"Killing {plan.kills} workers over {setup.transport}"
+        with reporter.step(what) as advance:
+            return await Killing(served, plan, advance).run()
+
+
+async def _storm(setup: Setup, seconds: float, seed: int, reporter: Reporter) -> StormOutcome:
+    async with AsyncExitStack() as stack:
+        with reporter.step("Booting the guest"):
+            served = await stack.enter_async_context(lab(setup))
+        what = f"A storm of {seconds / 60:g} minutes over {setup.transport}"
+        with reporter.step(what) as advance:
+            return await Storm(served, seconds, seed, advance).run()

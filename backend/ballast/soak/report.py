@@ -6,6 +6,7 @@ from rich.table import Table
 
 from ballast.sizes import format_size
 from ballast.soak.killing import Kill, Outcome, percentiles
+from ballast.soak.storm import StormOutcome
 
 
 def table(outcome: Outcome) -> Table:
@@ -44,4 +45,19 @@ def verdict(outcome: Outcome) -> str:
     return (
         f"failed: {outcome.verdict.wrong_bytes} of {checked} wrong, "
         f"{outcome.ledger_mismatches} times the books differed from the guest"
+    )
+
+
+def storm_verdict(outcome: StormOutcome) -> str:
+    """Return how a storm went, in a few lines."""
+    done = ", ".join(f"{count} x {name}" for name, count in sorted(outcome.done.items()))
+    lines = [
+        f"{outcome.seconds:.0f} s: {done}",
+        f"{format_size(outcome.verdict.verified_bytes)} verified, {outcome.verdict.wrong_bytes} "
+        f"bytes wrong, {outcome.oom_kills} OOM kills",
+        f"{outcome.checks} checks of the books, {outcome.ledger_mismatches} differences, "
+        f"{outcome.restless} times the guest did not come to rest",
+    ]
+    return "\n".join(
+        [*lines, "ok" if outcome.is_ok else f"failed: {outcome.failure or 'see above'}"]
     )

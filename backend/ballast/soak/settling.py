@@ -10,6 +10,9 @@ from ballast_protocol.errors import TimedOutError
 
 SETTLE_SECONDS = 180.0
 LOOK_SECONDS = 0.05
+KPF_HUGE = 17
+"""Bit of a page of the guest's pool of huge pages in /proc/kpageflags, which is all its agent's."""
+
 ATTEMPTS = 10
 """The guest's compaction may move a page between the two looks; it does not do so for ever."""
 
@@ -33,11 +36,13 @@ async def settle(lab: Lab) -> None:
 
 
 async def compare_books(lab: Lab) -> bool:
-    """Return whether the pages that the guest marks as its balloon's are those in the ledger."""
+    """Return whether the guest's pages are those in the books: its balloon's and its agent's."""
     for _ in range(ATTEMPTS):
         books = await lab.ask("ballast-ledger")
         found = await lab.memtool("ballooned")
-        if _runs(books) == _runs(found["runs"]):
+        huge = await lab.memtool(f"ballooned --bit {KPF_HUGE}")
+        kernel_agrees = _runs(books["runs"]) == _runs(found["runs"])
+        if kernel_agrees and _runs(books["block-runs"]) == _runs(huge["runs"]):
             return True
         await asyncio.sleep(LOOK_SECONDS)
     return False
