@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# One process for all guests, which would slow each other down, and one for everything else.
+PARALLEL ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help demo doctor dev format check docs test test-fast image agent clean
 
@@ -42,7 +45,7 @@ docs: $(STAMP)  ## Write the references that come from the code
 
 test: $(STAMP)  ## All tests, real QEMU and real guests included
 	$(BIN)/ballast image build
-	$(BIN)/python -m pytest $(TEST_OPTIONS)
+	$(BIN)/python -m pytest $(PARALLEL) $(TEST_OPTIONS)
 
 test-fast: $(STAMP)  ## The tests that need no QEMU
 	$(BIN)/python -m pytest -m 'not qemu and not guest' $(TEST_OPTIONS)
