@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any
 from qemu.qmp import QMPClient
 
 from ballast.qmp.connection import ClientLimits
+from ballast.qmp.monitor import QemuMonitor
 from ballast.qmp.server import QmpServer
 from ballast_protocol.qmp import Version
 from support.balloon_control import FakeBalloonControl
@@ -28,6 +30,7 @@ async def serving(
     *,
     limits: ClientLimits | None = None,
     max_clients: int = 64,
+    monitor: QemuMonitor | None = None,
 ) -> AsyncIterator[QmpServer]:
     server = QmpServer(
         vm or FakeBalloonControl(),
@@ -36,6 +39,7 @@ async def serving(
         limits=limits,
         max_clients=max_clients,
         unix_time_ns=lambda: NOW_NS,
+        monitor=monitor,
     )
     await server.start()
     try:
@@ -51,7 +55,9 @@ async def qmp_client(path: Path) -> AsyncIterator[QMPClient]:
     try:
         yield client
     finally:
-        await client.disconnect()
+        # A server that has left has been noticed by whoever asked it for something.
+        with contextlib.suppress(EOFError, ConnectionError):
+            await client.disconnect()
 
 
 class RawPeer:

@@ -17,8 +17,9 @@ from qemu.qmp import QMPClient
 from ballast.balloon.ranges import Run, merge
 from ballast.daemon.config import Transport, VmConfig
 from ballast.daemon.paths import VmPaths
-from ballast.daemon.qemu_args import BALLOON_ID, balloon_arguments
+from ballast.daemon.qemu_args import balloon_arguments
 from ballast.daemon.vm import VirtualMachine
+from ballast.qmp.qom import BALLOON_ID
 from ballast_images.guest import GuestImage
 from ballast_images.machine import Machine
 from ballast_images.vm import Vm

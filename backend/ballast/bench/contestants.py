@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from ballast.bench.daemon import daemon
 from ballast.daemon.config import Transport, VariantName
 from ballast.daemon.paths import VmPaths
-from ballast.daemon.qemu_args import BALLOON_ID, balloon_arguments
+from ballast.daemon.qemu_args import balloon_arguments
 from ballast.memory.residency import rss_shmem_bytes
 from ballast.qmp import client as qmp
+from ballast.qmp.qom import BALLOON_ID
 from ballast_images.guest import GuestImage
 from ballast_images.machine import Machine
 from ballast_images.qemu import Qemu

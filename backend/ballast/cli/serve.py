@@ -15,6 +15,7 @@ from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import check_name
 from ballast.daemon.worker import serve_kept
 from ballast.mqtt.config import PASSWORD_VARIABLE
+from ballast.qmp.qom import BALLOON_ID
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.guest_blocks import MAX_SWEEP_SECONDS, MIN_SWEEP_SECONDS
 
@@ -132,6 +133,19 @@ def serve(
         float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for it to listen.")
     ] = 30.0,
     mqtt: Mqtt = None,
+    qemu_qmp: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET",
+            help=(
+                "A QMP socket of QEMU, for Ballast alone (one VM). The VM's qmp.sock then serves "
+                "QEMU's commands and events too."
+            ),
+        ),
+    ] = None,
+    device_id: Annotated[
+        str, typer.Option(metavar="ID", help="The id of the balloon's device in QEMU.")
+    ] = BALLOON_ID,
     print_capabilities: PrintCapabilities = False,
 ) -> None:
     """Serve the balloons of VMs until SIGTERM.
@@ -171,9 +185,11 @@ def serve(
                     variant=variant,
                     socket_path=socket_path,
                     fd=fd,
+                    qemu_qmp=qemu_qmp,
+                    device_id=device_id,
                 )
             )
-        _check(configs, single=socket_path is not None or fd is not None)
+        _check(configs, single=any(each is not None for each in (socket_path, fd, qemu_qmp)))
         return configuration.at_broker(configs, configuration.load_mqtt(config, mqtt))
 
     # A daemon says what it does, even if nobody asked for more than warnings.
@@ -188,4 +204,4 @@ def _check(configs: list[VmConfig], *, single: bool) -> None:
     if len(set(names)) != len(names):
         raise OperatorError("a VM is named twice", hint="Each VM needs a name of its own.")
     if single and len(names) != 1:
-        raise typer.BadParameter("--socket-path and --fd go with exactly one VM")
+        raise typer.BadParameter("--socket-path, --fd and --qemu-qmp go with exactly one VM")

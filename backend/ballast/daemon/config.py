@@ -14,6 +14,7 @@ from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.daemon.paths import check_name
 from ballast.mqtt.config import PASSWORD_VARIABLE, MqttConfig, make_config
 from ballast.policy.governor import Governor
+from ballast.qmp.qom import BALLOON_ID
 from ballast.sizes import parse_size
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.guest_blocks import (
@@ -70,6 +71,9 @@ class VmConfig(BaseModel):
         socket_path: Where to listen instead of the runtime directory.
         fd: A socket that was inherited, instead of a path.
         mqtt: The broker that the VM is reported to; in a file it is given once for all.
+        qemu_qmp: The socket of a QMP monitor of QEMU. The VM's own QMP socket then serves QEMU's
+            commands as well as the balloon's.
+        device_id: The id of the balloon's device in QEMU, under which `qom-get` finds it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +95,8 @@ class VmConfig(BaseModel):
     socket_path: Path | None = None
     fd: Annotated[int, Field(ge=0)] | None = None
     mqtt: MqttConfig | None = None
+    qemu_qmp: Path | None = None
+    device_id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$")] = BALLOON_ID
 
     @model_validator(mode="after")
     def _check_transport(self) -> VmConfig:

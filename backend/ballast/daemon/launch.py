@@ -51,7 +51,6 @@ class LaunchPlan:
     def command(self) -> list[str]:
         """Return QEMU's command line."""
         paths = VmPaths(self.config.name)
-        qmp = str(paths.qemu_qmp).replace(",", ",,")
         console = ("-nographic", "-nodefaults", "-serial", "mon:stdio")
         return [
             str(self.qemu),
@@ -63,23 +62,24 @@ class LaunchPlan:
             ),
             *("-device", "virtio-serial-pci"),
             *agent_arguments(paths.agent),
-            *("-qmp", f"unix:{qmp},server=on,wait=off"),
+            *_monitor(paths.qemu_qmp),
+            *_monitor(paths.monitor),
             *((*console, *boot_arguments(self.image)) if self.image else ()),
             *self.arguments,
         ]
 
     def own_arguments(self) -> tuple[str, ...]:
         """Return what QEMU is told only when it is this process that runs it."""
-        control = str(VmPaths(self.config.name).control).replace(",", ",,")
-        monitor = ("-qmp", f"unix:{control},server=on,wait=off")
+        control = _monitor(VmPaths(self.config.name).control)
         return (
             *("-run-with", "exit-with-parent=on"),
-            *(monitor if self.config.transport == "vfio-user" else ()),
+            *(control if self.config.transport == "vfio-user" else ()),
         )
 
     def as_shell(self) -> str:
         """Return the two commands that do the same, to be pasted into two shells."""
-        serve = ["ballast", "serve", self.config.name]
+        monitor = str(VmPaths(self.config.name).monitor)
+        serve = ["ballast", "serve", self.config.name, "--qemu-qmp", monitor]
         if self.config.target:
             serve += ["--target", str(self.config.target)]
         if self.config.deflate_on_oom:
@@ -87,6 +87,11 @@ class LaunchPlan:
         if self.config.transport == "vfio-user":
             serve += ["--transport", "vfio-user", "--variant", self.config.variant]
         return f"{shlex.join(serve)}\n{shell_lines(self.command())}"
+
+
+def _monitor(path: Path) -> tuple[str, str]:
+    """Return QEMU's arguments for a QMP monitor at a path."""
+    return "-qmp", f"unix:{str(path).replace(',', ',,')},server=on,wait=off"
 
 
 def shell_lines(command: list[str]) -> str:
@@ -109,7 +114,8 @@ async def launch(plan: LaunchPlan) -> int:
     Raises:
         OperatorError: The VM cannot be served, or QEMU cannot be run.
     """
-    async with serving([plan.config]):
+    monitor = VmPaths(plan.config.name).monitor
+    async with serving([plan.config.model_copy(update={"qemu_qmp": monitor})]):
         stop = asyncio.create_task(stop_signal())
         # A signal that comes while QEMU starts must find somebody who listens.
         await asyncio.sleep(0)

@@ -88,6 +88,11 @@ class VmPaths:
         return self.directory / "qmp.sock"
 
     @property
+    def monitor(self) -> Path:
+        """A QMP monitor of QEMU for the VM's own QMP socket, which shares it among its clients."""
+        return self.directory / "monitor.sock"
+
+    @property
     def agent(self) -> Path:
         """Where QEMU connects the guest agent's port."""
         return self.directory / "agent.sock"

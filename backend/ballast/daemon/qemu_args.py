@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 from ballast.daemon.config import Transport
+from ballast.qmp.qom import BALLOON_ID
 from ballast_protocol.virtio.balloon import DEVICE_ID, BalloonConfig, BalloonQueue
 
 QUEUE_SIZE = 128
 """Entries of each queue, as in QEMU's own balloon; reporting needs at least 32."""
-
-BALLOON_ID = "balloon0"
-"""The device's id, under which QMP's `qom-get` finds it."""
 
 
 MESSAGE_TIMEOUT_MS = 600_000

@@ -26,6 +26,7 @@ from ballast.guest_link.link import GuestLink
 from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
 from ballast.policy.resize import Observation, attainable, is_there
+from ballast.qmp.monitor import QemuMonitor
 from ballast.qmp.server import QmpServer
 from ballast.streams.fdstore import VmStore, no_store
 from ballast.streams.listening import kept_listener
@@ -81,7 +82,15 @@ class VirtualMachine:
         self._transport = make_transport(
             config, self.device, self.paths, self._store, self.kept.mode
         )
-        self._qmp = QmpServer(self, self.paths.qmp, qmp_version())
+        self._monitor = QemuMonitor(config.qemu_qmp) if config.qemu_qmp else None
+        if self._monitor is not None:
+            self._monitor.events.append(self._qemu_event)
+            self._monitor.changes.append(self._qemu_changed)
+        self._qmp = QmpServer(
+            *(self, self.paths.qmp, qmp_version()),
+            monitor=self._monitor,
+            balloon_id=config.device_id,
+        )
         book = self.device.blocks if config.agent_blocks else None
         self.agent = GuestLink(
             self.paths.agent, book=book, on_event=self._link_changed, store=self._store
@@ -195,6 +204,15 @@ class VirtualMachine:
             self._qmp.emit("BALLOON_CHANGE", {"actual": actual})
             self.governor.actual_changed(actual)
 
+    def _qemu_event(self, event: Mapping[str, object]) -> None:
+        """Forget statistics with a machine reset, which the device cannot tell from a pause."""
+        if event["event"] == "RESET" and not self.device.is_running:
+            self.device.statistics.reset()
+
+    def _qemu_changed(self) -> None:
+        """Have the governor look at a guest that may stand still, or move again."""
+        self.governor.look_soon()
+
     def driver_changed(self) -> None:
         """Have the governor begin with a driver, or notice that there is none."""
         self.blocks.look()
@@ -243,7 +261,7 @@ class VirtualMachine:
         actual_bytes, device = self.actual_bytes, self.device
         return Observation(
             is_connected=self._transport.session is not None,
-            is_running=device.is_running,
+            is_running=device.is_running and not self._is_paused,
             ram_bytes=self.ram_bytes,
             actual_bytes=actual_bytes,
             attempts=device.metrics.config_writes or None,
@@ -372,14 +390,21 @@ class VirtualMachine:
             "transport": self._transport.status(),
             "agent": self.agent.status(),
             "mqtt": self._mqtt_status() if self._mqtt_status else None,
+            "qemu": self._monitor.status() if self._monitor else None,
         }
 
     def _state(self) -> str:
         if self._transport.session is None:
             return "waiting-for-qemu"
         if self.device.is_running:
-            return "running"
+            return "paused" if self._is_paused else "running"
         return "paused" if self.device.was_started else "waiting-for-driver"
+
+    @property
+    def _is_paused(self) -> bool:
+        """Whether QEMU says that the guest stands still; over vfio-user nothing else does."""
+        run_state = self._monitor.run_state if self._monitor else None
+        return run_state not in (None, "running")
 
     def _problem(self) -> str:
         """Return what an operator should look at first; empty if nothing is wrong."""

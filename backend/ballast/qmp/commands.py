@@ -95,7 +95,7 @@ async def qom_get(
     statistic that the guest has not sent, and a `last-update` of 0 before it sent any. A reset of
     the guest takes both back to that.
     """
-    return qom.get_property(context.vm, path, property)
+    return qom.get_property(context.qom_tree, context.vm, path, property)
 
 
 @command("qom-set", returns=EMPTY)
@@ -111,14 +111,14 @@ async def qom_set(
     There is one: `guest-stats-polling-interval`, the seconds between two polls for statistics; 0
     ends the polling, and what was sent last stays readable.
     """
-    qom.set_property(context.vm, path, property, value)
+    qom.set_property(context.qom_tree, context.vm, path, property, value)
     return {}
 
 
 @command("qom-list", returns=ListOf(results.PROPERTY_INFO))
 async def qom_list(context: Context, *, path: Path) -> object:
     """Return the properties of an object, its children among them."""
-    return qom.list_properties(path)
+    return qom.list_properties(context.qom_tree, path)
 
 
 @command("qom-list-get", returns=ListOf(results.PROPERTY_VALUES))
@@ -126,4 +126,6 @@ async def qom_list_get(
     context: Context, *, paths: Annotated[list[str], "The objects, as in `qom-list`."]
 ) -> object:
     """Return the properties of several objects with their values."""
-    return [{"properties": qom.property_values(context.vm, path)} for path in paths]
+    return [
+        {"properties": qom.property_values(context.qom_tree, context.vm, path)} for path in paths
+    ]

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from ballast.qmp.commands import Context, execute
 from ballast.qmp.registry import answers_late
-from ballast_protocol.errors import BallastError, InternalError, OperatorError, TimedOutError
+from ballast.qmp.service import Service
+from ballast.streams.client_stream import ClientStream
+from ballast.streams.fds import FdSet
+from ballast_protocol.errors import (
+    BallastError,
+    InternalError,
+    OperatorError,
+    PeerError,
+    TimedOutError,
+)
 from ballast_protocol.qmp import Command, ErrorClass, RefusedError, Reply, ServerSession
 
 log = logging.getLogger(__name__)
 
+READ_BYTES = 1024
+"""Read in one go. Small, so that a client that sends garbage gives the others their turn often."""
+
+MAX_QUEUED = 8
+"""Commands of a client with out-of-band execution that wait for their turn, as in QEMU."""
+
 MAX_LATE = 8
 """Commands of one client that are in progress beside its others; with more, the others wait."""
 
-READ_BYTES = 1024
-"""Read in one go. Small, so that a client that sends garbage gives the others their turn often."""
+MAX_OVERTAKING = 16
+"""The same, with those that are executed out of band."""
 
 
 @dataclass(frozen=True)
@@ -54,119 +68,146 @@ class ClientCounters:
     commands: int = 0
 
 
+_Work = tuple[Command | Reply, FdSet]
+
+
 class Connection:
-    """Serves one client: reads, executes in order, replies, and passes events on."""
+    """Serves one client: reads, executes in order, replies, and passes events on.
+
+    A client that has enabled out-of-band execution has its other commands wait in a queue, so that
+    reading goes on, and what is out of band overtakes them. So does what answers late.
+
+    Attributes:
+        is_qemus: The client was greeted as QEMU, and ends with QEMU's connection.
+    """
 
     def __init__(
         self,
-        context: Context,
+        service: Service,
         limits: ClientLimits,
         counters: ClientCounters,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        stream: ClientStream,
         *,
         ready: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         """Serve a connected client.
 
         Args:
-            context: What commands work on.
+            service: What executes commands.
             limits: What the client may cost.
             counters: Where it is counted.
-            reader: What it sends.
-            writer: Where replies and events go.
+            stream: The client.
             ready: Called when the client may get events, after the reply that tells it so.
         """
+        greeting = service.greeting()
+        self.is_qemus = greeting.is_qemus
         self._ready = ready
-        self._context = context
+        self._service = service
         self._limits = limits
         self._counters = counters
-        self._reader = reader
-        self._writer = writer
-        self._late: set[asyncio.Task[None]] = set()
-        self._session = ServerSession(context.version.to_json())
-        # Beyond half of what may be unsent, commands wait, so that replies leave room for events.
-        writer.transport.set_write_buffer_limits(high=limits.max_unsent_bytes // 2)
+        self._stream = stream
+        self._session = ServerSession(
+            greeting.version,
+            offers_out_of_band=greeting.offers_out_of_band,
+            stream=service.stream(),
+        )
+        self._fds = FdSet()
 
     async def run(self) -> None:
         """Serve the client until it leaves, or costs more than it may."""
         try:
-            self._writer.write(self._session.greeting())
-            while data := await self._reader.read(READ_BYTES):
-                self._session.receive_data(data)
-                await self._answer()
-            await self._finish()
-        except TimeoutError:
+            async with asyncio.TaskGroup() as tasks:
+                await self._serve(tasks)
+        except* TimeoutError:
             self._counters.dropped += 1
             log.warning("QMP client does not read; disconnected")
-        except OSError as error:
-            log.debug("QMP client left: %s", error)
+        except* PeerError as errors:
+            log.debug("QMP client left: %s", errors.exceptions[0])
         finally:
-            for task in self._late:
-                task.cancel()
-            self._writer.transport.abort()
+            self._stream.close()
+            self._fds.close()
+
+    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
+        self._stream.write(self._session.greeting())
+        lanes = _Lanes(tasks, self._reply_to)
+        while data := await self._read():
+            self._session.receive_data(data)
+            await self._answer(lanes)
+        # The client has said its last word, but may still be reading.
+        await lanes.finish()
+        async with asyncio.timeout(self._limits.patience_seconds):
+            await self._stream.drain()
+
+    def end(self) -> None:
+        """Read no more of the client; it still gets the replies to what it has sent."""
+        self._stream.end_reading()
 
     def send_event(self, event: bytes) -> None:
         """Send an event, if the client is ready for events, or give the client up."""
-        if not self._session.in_command_mode or self._writer.transport.is_closing():
+        if not self._session.in_command_mode or self._stream.is_closed:
             return
-        if self._writer.transport.get_write_buffer_size() > self._limits.max_unsent_bytes:
+        if self._stream.unsent_bytes > self._limits.max_unsent_bytes:
             self._counters.dropped += 1
             log.warning("QMP client reads no events; disconnected")
-            self._writer.transport.abort()
+            self._stream.close()
             return
-        self._writer.write(event)
+        self._stream.write(event)
 
-    async def _answer(self) -> None:
+    async def _read(self) -> bytes:
+        """Return more bytes. New descriptors take the place of old ones, as in QEMU."""
+        with FdSet() as received:
+            data = await self._stream.read(READ_BYTES, received)
+            if len(received):
+                self._fds.close()
+                self._fds = FdSet(received.steal() for _ in range(len(received)))
+        return data
+
+    async def _answer(self, lanes: _Lanes) -> None:
         """Reply to everything that was received, with a turn for the others after each reply."""
         was_ready = self._session.in_command_mode
         while (event := self._session.next_event()) is not None:
-            if isinstance(event, Command) and self._goes_beside(event):
-                await asyncio.sleep(0)
-                continue
-            reply = self._take(event) if isinstance(event, Reply) else await self._execute(event)
-            # No waiting between the decision about the reply and its place in the buffer: an
-            # event must not overtake the reply that opens the way for events.
-            self._writer.write(reply)
+            work = (event, self._take_fds(event))
+            if isinstance(event, Command) and lanes.may_overtake(event):
+                await lanes.overtake(work)
+            elif self._session.is_out_of_band_enabled:
+                await lanes.queue(work)
+            else:
+                await self._reply_to(work)
             if self._session.in_command_mode and not was_ready:
                 was_ready = True
                 self._ready(self)
-            async with asyncio.timeout(self._limits.patience_seconds):
-                await self._writer.drain()
             await asyncio.sleep(0)
         # Reading on, and replying to a client that reads, need not wait for anything.
         await asyncio.sleep(0)
 
-    def _goes_beside(self, command: Command) -> bool:
-        """Execute a command beside the others if it may be long in coming; return whether."""
-        if not answers_late(command) or len(self._late) >= MAX_LATE:
-            return False
-        task = asyncio.get_running_loop().create_task(self._reply_late(command))
-        self._late.add(task)
-        task.add_done_callback(self._late.discard)
-        return True
+    def _take_fds(self, event: Command | Reply) -> FdSet:
+        if not isinstance(event, Command) or not self._service.takes_descriptors(event):
+            return FdSet()
+        taken, self._fds = self._fds, FdSet()
+        return taken
 
-    async def _reply_late(self, command: Command) -> None:
-        reply = await self._execute(command)
-        if not self._writer.transport.is_closing():
-            self._writer.write(reply)
-
-    async def _finish(self) -> None:
-        """The client has said its last word but may still be reading: send all there is."""
-        if self._late:
-            await asyncio.wait(self._late)
-        self._writer.close()
+    async def _reply_to(self, work: _Work) -> None:
+        event, fds = work
+        with fds:
+            reply = (
+                self._take(event) if isinstance(event, Reply) else await self._execute(event, fds)
+            )
+        # No waiting between the decision about the reply and its place in the buffer: an
+        # event must not overtake the reply that opens the way for events.
+        self._stream.write(reply)
         async with asyncio.timeout(self._limits.patience_seconds):
-            await self._writer.wait_closed()
+            # Beyond half of what may be unsent, commands wait, so that replies leave room for
+            # events.
+            await self._stream.drain(self._limits.max_unsent_bytes // 2)
 
     def _take(self, reply: Reply) -> bytes:
         self._counters.malformed += reply.is_to_garbage
         return reply.data
 
-    async def _execute(self, command: Command) -> bytes:
+    async def _execute(self, command: Command, fds: FdSet) -> bytes:
         self._counters.commands += 1
         try:
-            return command.success(await execute(self._context, command))
+            return command.success(await self._service.execute(command, fds))
         except Exception as error:
             return command.failure(self._refusal(command, error))
 
@@ -181,3 +222,48 @@ class Connection:
             return RefusedError(str(error))
         log.error("%s failed", command.name, exc_info=error)
         return RefusedError("internal error", hint="the log of the daemon says more")
+
+
+class _Lanes:
+    """How commands pass each other: most in order, some past all others."""
+
+    def __init__(
+        self, tasks: asyncio.TaskGroup, reply_to: Callable[[_Work], Coroutine[None, None, None]]
+    ) -> None:
+        self._tasks = tasks
+        self._reply_to = reply_to
+        self._waiting: asyncio.Queue[_Work] = asyncio.Queue(MAX_QUEUED)
+        self._overtaking: set[asyncio.Task[None]] = set()
+        self._worker: asyncio.Task[None] | None = None
+
+    def may_overtake(self, command: Command) -> bool:
+        """Return whether a command need not wait for those before it."""
+        is_late = answers_late(command) and len(self._overtaking) < MAX_LATE
+        return command.is_out_of_band or is_late
+
+    async def queue(self, work: _Work) -> None:
+        """Have this done after everything that was queued before."""
+        if self._worker is None:
+            self._worker = self._tasks.create_task(self._work_off())
+        await self._waiting.put(work)
+
+    async def overtake(self, work: _Work) -> None:
+        """Have this done beside everything else."""
+        while len(self._overtaking) >= MAX_OVERTAKING:
+            await asyncio.wait(self._overtaking, return_when=asyncio.FIRST_COMPLETED)
+        task = self._tasks.create_task(self._reply_to(work))
+        self._overtaking.add(task)
+        task.add_done_callback(self._overtaking.discard)
+
+    async def finish(self) -> None:
+        """Wait until everything is done."""
+        await self._waiting.join()
+        if self._worker is not None:
+            self._worker.cancel()
+        if self._overtaking:
+            await asyncio.wait(self._overtaking)
+
+    async def _work_off(self) -> None:
+        while True:
+            await self._reply_to(await self._waiting.get())
+            self._waiting.task_done()

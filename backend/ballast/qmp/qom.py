@@ -1,11 +1,11 @@
 """The few QOM objects that a balloon's operators look for, at the paths where QEMU has them.
 
-Tools reach the statistics with `qom-get` on `/machine/peripheral/ID`. The id is always `balloon0`,
-since a socket belongs to one VM, and a VM has one balloon.
+Tools reach the statistics with `qom-get` on `/machine/peripheral/ID`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -75,59 +75,85 @@ _BALLOON = _object(
         _INTERVAL: Property("int", lambda vm: vm.stats_polling_interval, _set_interval),
     },
 )
-_PERIPHERAL = "/machine/peripheral"
-_TREE = {
-    ("machine", "peripheral", "balloon0"): _BALLOON,
-    ("machine", "peripheral"): _container("balloon0", f"{_PERIPHERAL}/balloon0", _BALLOON.type),
-    ("machine",): _container("peripheral", _PERIPHERAL, "container"),
-    (): _container("machine", "/machine", "container"),
-}
+_PERIPHERAL = ("machine", "peripheral")
+_OWN_PROPERTIES = [name for name in _BALLOON.properties if name != "type"]
+
+BALLOON_ID = "balloon0"
+"""The device's id if nobody says another."""
+
+Tree = Mapping[tuple[str, ...], QomObject]
+"""Objects by the parts of their paths."""
 
 
-def resolve(path: str) -> QomObject:
+@functools.cache
+def balloon_tree(balloon_id: str) -> Tree:
+    """Return the objects down to a balloon that has this id."""
+    peripheral, path = "/" + "/".join(_PERIPHERAL), (*_PERIPHERAL, balloon_id)
+    return {
+        path: _BALLOON,
+        _PERIPHERAL: _container(balloon_id, f"{peripheral}/{balloon_id}", _BALLOON.type),
+        _PERIPHERAL[:1]: _container("peripheral", peripheral, "container"),
+        (): _container("machine", "/machine", "container"),
+    }
+
+
+def resolve(tree: Tree, path: str) -> QomObject:
     """Return the object at an absolute path, or at a partial one such as `balloon0`.
 
     Raises:
         RefusedError: There is none.
     """
     parts = tuple(part for part in path.split("/") if part)
-    for place, found in _TREE.items():
+    for place, found in tree.items():
         is_end = parts and not path.startswith("/") and place[-len(parts) :] == parts
         if is_end or (path and parts == place):
             return found
     raise RefusedError(f"Device '{path}' not found", ErrorClass.DEVICE_NOT_FOUND)
 
 
-def _find(path: str, name: str) -> tuple[QomObject, Property]:
-    found = resolve(path)
+def is_balloon(tree: Tree, path: str) -> bool:
+    """Return whether a path leads to the balloon."""
+    try:
+        return resolve(tree, path) is _BALLOON
+    except RefusedError:
+        return False
+
+
+def is_own_property(name: object) -> bool:
+    """Return whether a property of the balloon is one that only a balloon has."""
+    return name in _OWN_PROPERTIES
+
+
+def _find(tree: Tree, path: str, name: str) -> tuple[QomObject, Property]:
+    found = resolve(tree, path)
     if name not in found.properties:
         raise RefusedError(f"Property '{found.type}.{name}' not found")
     return found, found.properties[name]
 
 
-def get_property(vm: BalloonControl, path: str, name: str) -> object:
+def get_property(tree: Tree, vm: BalloonControl, path: str, name: str) -> object:
     """Return the value of a property.
 
     Raises:
         RefusedError: There is no such object or property.
     """
-    _, found = _find(path, name)
+    _, found = _find(tree, path, name)
     return found.get(vm)
 
 
-def set_property(vm: BalloonControl, path: str, name: str, value: object) -> None:
+def set_property(tree: Tree, vm: BalloonControl, path: str, name: str, value: object) -> None:
     """Change a property.
 
     Raises:
         RefusedError: There is no such object or property, it is read-only, or the value is wrong.
     """
-    owner, found = _find(path, name)
+    owner, found = _find(tree, path, name)
     if found.set is None:
         raise RefusedError(f"Property '{owner.type}.{name}' is not writable")
     found.set(vm, value)
 
 
-def list_properties(path: str) -> list[dict[str, str]]:
+def list_properties(tree: Tree, path: str) -> list[dict[str, str]]:
     """Return the name and type of each property of an object.
 
     Raises:
@@ -135,16 +161,17 @@ def list_properties(path: str) -> list[dict[str, str]]:
     """
     if not path:
         raise RefusedError("Path '' is ambiguous")
-    return [{"name": name, "type": each.type} for name, each in resolve(path).properties.items()]
+    properties = resolve(tree, path).properties
+    return [{"name": name, "type": each.type} for name, each in properties.items()]
 
 
-def property_values(vm: BalloonControl, path: str) -> list[dict[str, object]]:
+def property_values(tree: Tree, vm: BalloonControl, path: str) -> list[dict[str, object]]:
     """Return the name, type and value of each property of an object.
 
     Raises:
         RefusedError: There is no such object.
     """
-    properties = resolve(path).properties
+    properties = resolve(tree, path).properties
     return [
         {"name": name, "type": each.type, "value": each.get(vm)}
         for name, each in properties.items()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ballast.qmp import qom
 from ballast.qmp.control import BalloonControl
 from ballast_protocol.errors import InternalError
 from ballast_protocol.qmp import (
@@ -67,12 +68,19 @@ class Context:
         version: Who we are.
         unix_seconds: The wall clock.
         socket_status: What there is to know of the VM's QMP socket, for `ballast-status`.
+        balloon_id: The id of the balloon's device in QEMU.
     """
 
     vm: BalloonControl
     version: Version
     unix_seconds: Callable[[], float]
     socket_status: Callable[[], Mapping[str, object]] = _nothing
+    balloon_id: str = qom.BALLOON_ID
+
+    @property
+    def qom_tree(self) -> qom.Tree:
+        """The QOM objects that there are."""
+        return qom.balloon_tree(self.balloon_id)
 
 
 Run = Callable[..., Coroutine[object, object, object]]

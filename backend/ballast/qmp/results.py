@@ -145,6 +145,17 @@ KEEPER_STATUS = Record(
     "KeeperStatus",
 )
 
+QEMU_STATUS = Record(
+    (
+        Member("socket", STRING, "Where QEMU's own monitor is."),
+        Member("connected", BOOLEAN, "Whether it answers."),
+        Member("version", optional(STRING), "QEMU's version."),
+        Member("run-state", optional(STRING), "QEMU's run state: `running`, `paused`, ..."),
+        Member("problem", STRING, "Why it does not answer; empty if it does."),
+    ),
+    "QemuStatus",
+)
+
 STATUS = Record(
     (
         Member("name", STRING, "The VM's name."),
@@ -169,6 +180,7 @@ STATUS = Record(
         Member("transport", ANY, "The connection to QEMU."),
         Member("agent", ANY, "The agent in the guest, with its last report."),
         Member("mqtt", ANY, "The connection to an MQTT broker; null if there should be none."),
+        Member("qemu", optional(QEMU_STATUS), "QEMU's own QMP; null if we were not given it."),
         Member("qmp", QMP_STATUS, "The VM's QMP socket."),
         Member("keeper", KEEPER_STATUS, "Who holds QEMU's connection, and what has happened."),
     ),

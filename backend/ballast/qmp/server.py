@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -13,11 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ballast.qmp.commands import EVENTS, Context
-from ballast.qmp.connection import READ_BYTES, ClientCounters, ClientLimits, Connection
+from ballast.qmp.connection import ClientCounters, ClientLimits, Connection
 from ballast.qmp.control import BalloonControl
+from ballast.qmp.listener import Listener
+from ballast.qmp.monitor import QemuMonitor
+from ballast.qmp.proxy import ProxyService
+from ballast.qmp.qom import BALLOON_ID
+from ballast.qmp.service import LocalService, Service
 from ballast.qmp.throttle import EventThrottle
-from ballast_protocol.errors import OperatorError
-from ballast_protocol.qmp import RefusedError, Version, encode_error, encode_event
+from ballast.streams.client_stream import ClientStream
+from ballast_protocol.qmp import RefusedError, Version, encode_error, encode_event, encode_message
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +37,8 @@ EVENT_PERIODS_SECONDS = {
 """Events that are paced, as QEMU's monitor does; an inflating guest causes hundreds a second."""
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # Linux gives the socket file the mode of the socket, less the umask: so it is never open
-        # to others, not even between bind and a chmod.
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(os.fspath(path))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise OperatorError(
-            f"cannot serve QMP at {path}: {error.strerror or error}",
-            hint="another process may be serving this VM, or the directory may be missing",
-        ) from error
-    return listener
-
-
 class QmpServer:
-    """Serves one VM's QMP socket and removes it in the end.
-
-    The wall clock, in nanoseconds since the Unix epoch, can be given for tests.
-    """
+    """Serves one VM's QMP socket and removes it in the end."""
 
     def __init__(
         self,
@@ -65,8 +49,28 @@ class QmpServer:
         limits: ClientLimits | None = None,
         max_clients: int = MAX_CLIENTS,
         unix_time_ns: Callable[[], int] = time.time_ns,
+        monitor: QemuMonitor | None = None,
+        balloon_id: str = BALLOON_ID,
     ) -> None:
-        self._context = Context(vm, version, lambda: unix_time_ns() / 1e9, self.status)
+        """Make it; nothing listens before `start`.
+
+        Args:
+            vm: What commands work on.
+            path: Where to listen.
+            version: Who we are.
+            limits: What a client may cost.
+            max_clients: How many there may be.
+            unix_time_ns: The wall clock, in nanoseconds since the Unix epoch.
+            monitor: QEMU's own monitor, if clients are to have that too.
+            balloon_id: The id of the balloon's device in QEMU.
+        """
+        context = Context(vm, version, lambda: unix_time_ns() / 1e9, self.status, balloon_id)
+        self._service: Service = LocalService(context)
+        self._monitor = monitor
+        if monitor is not None:
+            self._service = ProxyService(context, monitor)
+            monitor.events.append(lambda event: self._pass_on(encode_message(event)))
+            monitor.changes.append(self._qemu_changed)
         self._counters = ClientCounters()
         self._path = path
         self._limits = limits or ClientLimits()
@@ -76,8 +80,7 @@ class QmpServer:
         self._taps: list[Callable[[bytes], None]] = []
         self._throttle = EventThrottle(EVENT_PERIODS_SECONDS)
         self._timer: asyncio.TimerHandle | None = None
-        self._server: asyncio.Server | None = None
-        self._inode = 0
+        self._listener: Listener | None = None
         self._lasting: list[tuple[float, bytes]] = []
 
     async def start(self, listener: socket.socket | None = None) -> None:
@@ -89,15 +92,13 @@ class QmpServer:
         Raises:
             OperatorError: The socket cannot be made at this path.
         """
-        listener = listener or _listen(self._path)
-        self._inode = self._path.stat().st_ino
-        self._server = await asyncio.start_unix_server(
-            self._welcome, sock=listener, limit=READ_BYTES
-        )
+        self._listener = Listener(self._path, self._welcome, listener)
+        if self._monitor is not None:
+            await self._monitor.start()
 
     def emit(self, name: str, data: Mapping[str, object]) -> None:
         """Send an event to every client in command mode; paced kinds as `EventThrottle` says."""
-        if self._server is None:
+        if self._listener is None:
             return
         event = encode_event(name, data, self._unix_time_ns())
         if name in EVENTS:
@@ -121,6 +122,24 @@ class QmpServer:
         for _, event in self._recent():
             connection.send_event(event)
 
+    def _broadcast(self, event: bytes) -> None:
+        """Send an event of ours to every client in command mode, and to whoever listens here."""
+        self._pass_on(event)
+        for take in self._taps:
+            take(event)
+
+    def _pass_on(self, event: bytes) -> None:
+        for connection in self._clients:
+            connection.send_event(event)
+
+    def _qemu_changed(self) -> None:
+        """Let clients go that were greeted by a QEMU that is gone."""
+        if self._monitor is None or self._monitor.greeting is not None:
+            return
+        for connection in self._clients:
+            if connection.is_qemus:
+                connection.end()
+
     def status(self) -> dict[str, object]:
         """Return who is there, and what they have done."""
         return {"clients": len(self._clients), **asdict(self._counters)}
@@ -134,44 +153,41 @@ class QmpServer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
+        if self._monitor is not None:
+            await self._monitor.close()
+        self._listener.close()
+        self._listener = None
         tasks = list(self._clients.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.wait_closed()
-        self._server = None
-        with contextlib.suppress(FileNotFoundError):
-            # Not a file that somebody else has put there since.
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
 
-    def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _welcome(self, sock: socket.socket) -> None:
         if len(self._clients) >= self._max_clients:
             self._counters.rejected += 1
-            writer.write(encode_error(RefusedError("too many QMP clients at once")))
-            writer.close()
+            with sock, contextlib.suppress(OSError):
+                sock.setblocking(False)
+                sock.send(encode_error(RefusedError("too many QMP clients at once")))
             return
+        stream = ClientStream(sock)
         connection = Connection(
-            self._context, self._limits, self._counters, reader, writer, ready=self._catch_up
+            self._service, self._limits, self._counters, stream, ready=self._catch_up
         )
         self._counters.connections += 1
         task = asyncio.get_running_loop().create_task(connection.run())
         self._clients[connection] = task
-        task.add_done_callback(lambda done: self._forget(connection, done))
+        task.add_done_callback(lambda done: self._forget(connection, stream, done))
 
-    def _forget(self, connection: Connection, done: asyncio.Task[None]) -> None:
+    def _forget(
+        self, connection: Connection, stream: ClientStream, done: asyncio.Task[None]
+    ) -> None:
         del self._clients[connection]
+        # A task that was cancelled before its first turn has closed nothing.
+        stream.close()
         if not done.cancelled() and (error := done.exception()) is not None:
             log.error("QMP client's task failed", exc_info=error)
-
-    def _broadcast(self, event: bytes) -> None:
-        for connection in self._clients:
-            connection.send_event(event)
-        for take in self._taps:
-            take(event)
 
     def _set_timer(self) -> None:
         end = self._throttle.next_end()

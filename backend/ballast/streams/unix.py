@@ -31,6 +31,32 @@ _INT = struct.Struct("i")
 _UCRED = struct.Struct("iII")
 
 
+def receive(sock: socket.socket, size: int, fds: FdSet) -> bytes | None:
+    """Return up to `size` bytes of a socket, adding descriptors that came with them to `fds`.
+
+    Returns:
+        The bytes; empty at the end of the stream; None when nothing is there yet.
+
+    Raises:
+        PeerError: The connection broke, or more descriptors came than any message may carry.
+    """
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(
+            size, socket.CMSG_SPACE(MAX_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC
+        )
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError as error:
+        raise PeerError(f"reading failed: {error}") from error
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(payload) - len(payload) % _INT.size
+            fds.extend(value for (value,) in _INT.iter_unpack(payload[:whole]))
+    if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
+        raise MalformedError(f"more than {MAX_FDS} file descriptors came with one message")
+    return data
+
+
 class MessageSocket:
     """One connected socket in an event loop: exact reads with descriptors, ordered writes.
 
@@ -60,21 +86,7 @@ class MessageSocket:
         Raises:
             PeerError: The connection broke, or more descriptors came than any message may carry.
         """
-        try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                size, socket.CMSG_SPACE(MAX_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return None
-        except OSError as error:
-            raise PeerError(f"reading failed: {error}") from error
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                whole = len(payload) - len(payload) % _INT.size
-                fds.extend(value for (value,) in _INT.iter_unpack(payload[:whole]))
-        if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
-            raise MalformedError(f"more than {MAX_FDS} file descriptors came with one message")
-        return data
+        return receive(self._sock, size, fds)
 
     def has_input(self) -> bool:
         """Return whether bytes, or the end of the stream, are waiting to be read."""

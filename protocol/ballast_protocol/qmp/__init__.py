@@ -17,6 +17,7 @@ from ballast_protocol.qmp.session import (
     Version,
     encode_error,
     encode_event,
+    encode_message,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "check_value",
     "encode_error",
     "encode_event",
+    "encode_message",
 ]

@@ -72,7 +72,7 @@ class Version:
         return {"qemu": triple, "package": self.package}
 
 
-def _encode(message: Mapping[str, object]) -> bytes:
+def encode_message(message: Mapping[str, object]) -> bytes:
     """Return a message as the specification wants it: ASCII, ended by CRLF."""
     return json.dumps(message, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\r\n"
 
@@ -81,13 +81,15 @@ def encode_event(name: str, data: Mapping[str, object], time_ns: int) -> bytes:
     """Return an event that happened `time_ns` nanoseconds after the Unix epoch."""
     seconds, rest_ns = divmod(time_ns, 1_000_000_000)
     timestamp = {"seconds": seconds, "microseconds": rest_ns // 1000}
-    return _encode({"event": name, "data": data, "timestamp": timestamp})
+    return encode_message({"event": name, "data": data, "timestamp": timestamp})
 
 
 def encode_error(error: RefusedError, echo: Mapping[str, JsonValue] | None = None) -> bytes:
     """Return an error reply; `echo` is the request's `id` member, if it had one."""
     text = f"{error} ({error.hint})" if error.hint else str(error)
-    return _encode({"error": {"class": error.error_class.value, "desc": text}, **(echo or {})})
+    return encode_message(
+        {"error": {"class": error.error_class.value, "desc": text}, **(echo or {})}
+    )
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Command:
             TypeError: The value has no JSON form.
             ValueError: The value holds a number that JSON cannot say.
         """
-        return _encode({"return": value, **self.echo})
+        return encode_message({"return": value, **self.echo})
 
     def failure(self, error: RefusedError) -> bytes:
         """Return the reply that the command was refused."""
@@ -161,6 +163,7 @@ class ServerSession:
 
     Attributes:
         in_command_mode: Whether the client has finished the negotiation and may get events.
+        is_out_of_band_enabled: Whether it may have commands executed out of band.
     """
 
     def __init__(
@@ -180,13 +183,13 @@ class ServerSession:
         self.in_command_mode = False
         self._version = version
         self._offers_out_of_band = offers_out_of_band
-        self._is_out_of_band_enabled = False
+        self.is_out_of_band_enabled = False
         self._stream = stream or JsonStream()
 
     def greeting(self) -> bytes:
         """Return what the server says first."""
         capabilities = [OUT_OF_BAND] if self._offers_out_of_band else []
-        return _encode({"QMP": {"version": self._version, "capabilities": capabilities}})
+        return encode_message({"QMP": {"version": self._version, "capabilities": capabilities}})
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the client, in any chunking."""
@@ -205,7 +208,7 @@ class ServerSession:
             return Reply(encode_error(RefusedError("QMP input must be a JSON object")))
         echo = {"id": request["id"]} if "id" in request else {}
         try:
-            command = _read_command(request, echo, allow_out_of_band=self._is_out_of_band_enabled)
+            command = _read_command(request, echo, allow_out_of_band=self.is_out_of_band_enabled)
             if command.name == NEGOTIATE or not self.in_command_mode:
                 return self._negotiate(command)
         except RefusedError as error:
@@ -230,6 +233,6 @@ class ServerSession:
         if command.arguments.get("enable"):
             if not self._offers_out_of_band:
                 raise RefusedError(f"Capability {OUT_OF_BAND} not available")
-            self._is_out_of_band_enabled = True
+            self.is_out_of_band_enabled = True
         self.in_command_mode = True
         return Reply(command.success({}))

@@ -14,6 +14,9 @@ from enum import Enum, IntEnum, IntFlag
 DEVICE_ID = 5
 """virtio device type of the traditional memory balloon."""
 
+DEVICE_NAME = "virtio-balloon"
+"""What QEMU calls a device of that type."""
+
 PFN_SHIFT = 12
 """Page frame numbers count 4 KiB pages, whatever the guest's or the host's page size (5.5.6)."""
 

@@ -50,10 +50,11 @@ def test_the_command_line_has_all_that_the_balloon_needs(tmp_path: Path, root: P
     assert "org.ballast.agent.0" in text
 
 
-def test_the_same_for_two_shells(tmp_path: Path) -> None:
+def test_the_same_for_two_shells(tmp_path: Path, root: Path) -> None:
     text = plan(tmp_path, "", target="512M", deflate_on_oom=True).as_shell()
     serve, _, qemu = text.partition("\n")
-    assert serve == "ballast serve vm --target 536870912 --deflate-on-oom"
+    monitor = f"--qemu-qmp {root}/vm/monitor.sock"
+    assert serve == f"ballast serve vm {monitor} --target 536870912 --deflate-on-oom"
     words = shlex.split(qemu.replace("\\\n", " "))
     assert words == plan(tmp_path, "", target="512M").command()
 

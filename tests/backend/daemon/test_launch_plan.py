@@ -29,9 +29,10 @@ def plan(*arguments: str, image: GuestImage | None = None) -> LaunchPlan:
 
 def test_the_printed_lines_are_what_would_be_run() -> None:
     serve, _, qemu = plan("-drive", "file=a b.qcow2").as_shell().partition("\n")
-    assert shlex.split(serve) == (
-        ["ballast", "serve", "web", "--target", str(1 << 30), "--deflate-on-oom"]
-    )
+    assert shlex.split(serve) == [
+        *("ballast", "serve", "web", "--qemu-qmp", "/run/test/web/monitor.sock"),
+        *("--target", str(1 << 30), "--deflate-on-oom"),
+    ]
     assert shlex.split(qemu.replace("\\\n", "")) == plan("-drive", "file=a b.qcow2").command()
 
 

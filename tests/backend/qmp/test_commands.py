@@ -21,7 +21,7 @@ SOCKET_STATUS = {
 STATUS: dict[str, object] = {
     **{"state": "running", "problem": "", "settled": True, "features": ["STATS_VQ"]},
     **{"features-offered": [], "ledger": {}, "host": {}, "hinting": {}, "counters": {}},
-    **{"transport": {}, "agent": {}, "blocks": {}, "mqtt": None},
+    **{"transport": {}, "agent": {}, "blocks": {}, "mqtt": None, "qemu": None},
 }
 
 

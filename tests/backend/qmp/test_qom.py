@@ -6,6 +6,7 @@ from ballast.qmp import qom
 from ballast_protocol.qmp import ErrorClass, RefusedError
 from support.balloon_control import FakeBalloonControl, FakeStats
 
+TREE = qom.balloon_tree("balloon0")
 BALLOON_PATHS = [
     "/machine/peripheral/balloon0",
     "/machine/peripheral/balloon0/",
@@ -18,9 +19,9 @@ BALLOON_PATHS = [
 @pytest.mark.parametrize("path", BALLOON_PATHS)
 def test_the_balloon_is_where_qemu_has_it(path: str) -> None:
     vm = FakeBalloonControl(guest_stats=FakeStats({0: 5}, 9), stats_polling_interval=3)
-    assert qom.get_property(vm, path, "type") == "virtio-balloon"
-    assert qom.get_property(vm, path, "guest-stats-polling-interval") == 3
-    stats = qom.get_property(vm, path, "guest-stats")
+    assert qom.get_property(TREE, vm, path, "type") == "virtio-balloon"
+    assert qom.get_property(TREE, vm, path, "guest-stats-polling-interval") == 3
+    stats = qom.get_property(TREE, vm, path, "guest-stats")
     assert isinstance(stats, dict)
     assert stats["last-update"] == 9
 
@@ -28,7 +29,7 @@ def test_the_balloon_is_where_qemu_has_it(path: str) -> None:
 @pytest.mark.parametrize("path", ["nope", "/balloon0", "loon0", "balloon0/x", "/machine/balloon0"])
 def test_other_paths_lead_nowhere(path: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        qom.list_properties(path)
+        qom.list_properties(TREE, path)
     assert str(caught.value) == f"Device '{path}' not found"
     assert caught.value.error_class is ErrorClass.DEVICE_NOT_FOUND
 
@@ -36,11 +37,11 @@ def test_other_paths_lead_nowhere(path: str) -> None:
 def test_the_tree_can_be_walked_down_to_the_balloon() -> None:
     path = ""
     for child in ("machine", "peripheral", "balloon0"):
-        listed = {each["name"]: each["type"] for each in qom.list_properties(path or "/")}
+        listed = {each["name"]: each["type"] for each in qom.list_properties(TREE, path or "/")}
         assert listed[child].startswith("child<")
-        assert qom.get_property(FakeBalloonControl(), path or "/", child) == f"{path}/{child}"
+        assert qom.get_property(TREE, FakeBalloonControl(), path or "/", child) == f"{path}/{child}"
         path = f"{path}/{child}"
-    assert qom.list_properties(path) == [
+    assert qom.list_properties(TREE, path) == [
         {"name": "type", "type": "string"},
         {"name": "guest-stats", "type": "guest statistics"},
         {"name": "guest-stats-polling-interval", "type": "int"},
@@ -50,7 +51,7 @@ def test_the_tree_can_be_walked_down_to_the_balloon() -> None:
 @pytest.mark.parametrize("seconds", [0, 2, (1 << 32) - 1])
 def test_the_polling_interval_can_be_set(seconds: int) -> None:
     vm = FakeBalloonControl(stats_polling_interval=7)
-    qom.set_property(vm, "balloon0", "guest-stats-polling-interval", seconds)
+    qom.set_property(TREE, vm, "balloon0", "guest-stats-polling-interval", seconds)
     assert vm.stats_polling_interval == seconds
 
 
@@ -73,14 +74,14 @@ def test_the_polling_interval_can_be_set(seconds: int) -> None:
 def test_refuses_to_set(name: str, value: object, complaint: str) -> None:
     vm = FakeBalloonControl(stats_polling_interval=7)
     with pytest.raises(RefusedError) as caught:
-        qom.set_property(vm, "balloon0", name, value)
+        qom.set_property(TREE, vm, "balloon0", name, value)
     assert str(caught.value) == complaint
     assert vm.stats_polling_interval == 7
 
 
 def test_values_of_all_properties() -> None:
     vm = FakeBalloonControl(stats_polling_interval=7)
-    values = {each["name"]: each["value"] for each in qom.property_values(vm, "balloon0")}
+    values = {each["name"]: each["value"] for each in qom.property_values(TREE, vm, "balloon0")}
     assert values["guest-stats-polling-interval"] == 7
     assert values["type"] == "virtio-balloon"
 
@@ -88,6 +89,6 @@ def test_values_of_all_properties() -> None:
 def test_no_path_at_all() -> None:
     # QEMU has many objects, and their paths all end so.
     with pytest.raises(RefusedError, match="Path '' is ambiguous"):
-        qom.list_properties("")
+        qom.list_properties(TREE, "")
     with pytest.raises(RefusedError, match="Device '' not found"):
-        qom.get_property(FakeBalloonControl(), "", "type")
+        qom.get_property(TREE, FakeBalloonControl(), "", "type")
