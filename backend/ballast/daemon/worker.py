@@ -47,6 +47,9 @@ CONFIG = "config"
 """The name under which the configuration is kept, for a successor in the same version: what the
 file says by then may be wrong, or meant for an upgrade."""
 
+STARTS = "starts"
+"""The name under which starts are counted where no keeper does."""
+
 RECONNECT_SECONDS = 1.0
 """How often to look for another keeper when ours is gone."""
 
@@ -160,6 +163,20 @@ def recalled(left: dict[str, int]) -> list[VmConfig]:
         return []
 
 
+def count_starts(store: FdStore, left: dict[str, int]) -> int:
+    """Return how often this was done before, where nobody else counts."""
+    fd = left.pop(STARTS, None)
+    if fd is None:
+        fd = os.memfd_create(STARTS, os.MFD_CLOEXEC)
+        store.put(STARTS, fd)
+    try:
+        count = int.from_bytes(os.pread(fd, 8, 0), "little")
+        os.pwrite(fd, (count + 1).to_bytes(8, "little"), 0)
+        return count
+    finally:
+        os.close(fd)
+
+
 async def serve_from_systemd(configs: list[VmConfig]) -> None:
     """Serve VMs and leave everything with systemd; a signal ends this process, and no more.
 
@@ -177,7 +194,8 @@ async def serve_from_systemd(configs: list[VmConfig]) -> None:
             hint="Run as a service with Type=notify and FileDescriptorStoreMax=4096.",
         ) from error
     left = store.take_all()
-    takeover = Takeover("restart" if left else "start", reason="systemd restarted the service")
+    reason = "systemd started the service again"
+    takeover = Takeover("restart" if left else "start", reason, restarts=count_starts(store, left))
     kept = Kept("systemd", takeover, os.getppid())
     check_left(left, configs)
     async with serving(configs, store=store, left=left, kept=kept) as machines:
