@@ -11,6 +11,7 @@ it is the way back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ballast.keeper.backoff import BackOff
 from ballast.keeper.channel import pair
@@ -39,6 +41,11 @@ LEAVE_SECONDS = 5.0
 
 SPARE_PAUSE_SECONDS = 0.1
 """Until a spare is loaded: the new worker has work to catch up with."""
+
+SHORTEST_RETRY_SECONDS = 0.1
+"""Until a process is tried again that could not even be started."""
+
+HEARTBEAT_SECONDS = 5.0
 
 SPARE_RETRY_SECONDS = 10.0
 """Until a spare that could not be loaded is tried again."""
@@ -85,6 +92,7 @@ class Supervisor:
         self._spare: Worker | None = None
         self._successor: Worker | None = None
         self._deadline: Timer | None = None
+        self._pending: Timer | None = None
         self._serving_since: float | None = None
         self._was_ever_ready = False
         self._is_upgrading = False
@@ -96,6 +104,7 @@ class Supervisor:
         """Start the first worker, and follow signals."""
         self.follow_signals()
         self._replace("start", "")
+        self._loop.later(HEARTBEAT_SECONDS, self._beat)
 
     def adopt(self, channel: int) -> None:
         """Begin with a worker that serves already, and has lost its keeper."""
@@ -104,6 +113,7 @@ class Supervisor:
         worker = Worker(self._loop, sock, heard=self._heard, ended=self._ended, may_kill=True)
         self._keeper.active = worker
         self._was_ever_ready = True
+        self._loop.later(HEARTBEAT_SECONDS, self._beat)
 
     def follow_signals(self) -> None:
         """SIGTERM and SIGINT end everything, SIGHUP upgrades."""
@@ -113,22 +123,27 @@ class Supervisor:
 
     def _launch(self) -> Worker | None:
         """Start a process, which waits for what it is told; None if that is impossible now."""
-        ours, theirs = pair()
-        with theirs:
-            environment = {**os.environ, KEEPER_FD_VARIABLE: str(theirs.fileno())}
-            environment.pop("NOTIFY_SOCKET", None)
+        with contextlib.ExitStack() as undo:
             try:
-                process = subprocess.Popen(
-                    self._command,
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
-                    process_group=0,
+                ours, theirs = pair()
+                undo.callback(ours.close)
+                with theirs:
+                    process = self._start(theirs.fileno())
+                worker = Worker(
+                    self._loop, ours, heard=self._heard, ended=self._ended, process=process
                 )
             except OSError as error:
-                ours.close()
+                # Without its channel, a process that did start ends by itself.
                 say(f"a worker cannot be started: {error}")
                 return None
-        return Worker(self._loop, ours, heard=self._heard, ended=self._ended, process=process)
+            undo.pop_all()
+        return worker
+
+    def _start(self, channel: int) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, KEEPER_FD_VARIABLE: str(channel)}
+        # What it has to say is for us.
+        environment.pop("NOTIFY_SOCKET", None)
+        return subprocess.Popen(self._command, env=environment, pass_fds=[channel], process_group=0)
 
     def _have_spare(self) -> None:
         active = self._keeper.active
@@ -141,14 +156,24 @@ class Supervisor:
 
     def _replace(self, kind: str, reason: str, since_ns: int | None = None) -> None:
         """Have the spare, or else a new process, take over."""
+        self._pending = None
         if self._is_stopping or self._keeper.active is not None:
             return
         worker, self._spare = self._spare or self._launch(), None
         if worker is None:
-            retry = self._back_off.after(0.0)
-            self._loop.later(max(retry, 0.1), lambda: self._replace(kind, reason, since_ns))
+            retry = max(self._back_off.after(0.0), SHORTEST_RETRY_SECONDS)
+            self._replace_later(retry, kind, reason, since_ns)
             return
         self._hand_over(worker, self._go(kind, reason, since_ns))
+
+    def _replace_later(self, delay: float, kind: str, reason: str, since_ns: int | None) -> None:
+        self._pending = self._loop.later(delay, partial(self._replace, kind, reason, since_ns))
+
+    def _beat(self) -> None:
+        """See now and then that somebody serves: a bug of ours must not leave VMs alone."""
+        self._loop.later(HEARTBEAT_SECONDS, self._beat)
+        if self._keeper.active is None and self._pending is None:
+            self._replace("restart", "nobody served")
 
     def _hand_over(self, worker: Worker, go: bytes) -> None:
         self._serving_since = None
@@ -252,7 +277,7 @@ class Supervisor:
         pause = f" in {delay:g} s" if delay else ""
         say(f"worker {worker.pid} {how}; another takes over{pause}")
         if delay:
-            self._loop.later(delay, lambda: self._replace(kind, how, since_ns))
+            self._replace_later(delay, kind, how, since_ns)
         else:
             self._replace(kind, how, since_ns)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -19,6 +20,8 @@ from ballast.keeper.channel import send
 from ballast.keeper.messages import encode
 from ballast.streams.fds import is_same_description
 from ballast.streams.fdstore import check_name
+
+log = logging.getLogger(__name__)
 
 FIRST_FD = 3
 """`SD_LISTEN_FDS_START`."""
@@ -54,6 +57,8 @@ class SystemdStore:
         self._left: dict[str, int] = {}
         self._held: dict[str, int] = {}
         self._serial = 0
+        room = environment.get("FDSTORE", "")
+        self._room = int(room) if room.isdigit() else 0
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.connect(environment["NOTIFY_SOCKET"].replace("@", "\0", 1))
         self._inherit(environment)
@@ -98,6 +103,8 @@ class SystemdStore:
         older, self._numbers[name] = self._numbers.get(name), self._serial
         # What is to go is for us to say: systemd would let a connection go that hangs up.
         label = f"{name}@{self._serial}"
+        if self._room and len(self._held) > self._room:
+            log.error("%s cannot be held by systemd: raise FileDescriptorStoreMax=", name)
         self._send(encode(FDSTORE=1, FDNAME=label, FDPOLL=0), self._held[name])
         if held is not None and older is not None:
             self._remove(name, older)

@@ -90,6 +90,21 @@ def test_a_worker_that_never_serves_is_killed(
     assert "was killed by SIGKILL: it did not serve in time" in capfd.readouterr().err
 
 
+def test_a_bug_of_the_keeper_s_leaves_nobody_alone(
+    it: Supervised, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervisor, "HEARTBEAT_SECONDS", 0.05)
+    it.start()
+    it.supervisor._beat()
+    with monkeypatch.context() as patch:
+        patch.setattr(it.supervisor, "_replace", lambda *arguments: 1 // 0)
+        os.kill(it.pid, signal.SIGKILL)
+        it.until(lambda: it.supervisor._counts.restarts == 1)
+    it.until(lambda: bool(it.pid))
+    assert it.takeover[:3] == ["v1", "restart", "nobody served"]
+    assert "a bug of ours: ZeroDivisionError" in capfd.readouterr().err
+
+
 # Ending
 
 

@@ -107,6 +107,20 @@ def test_one_file_behind_two_regions_of_memory(
     assert manager.names == ["vm/memory.0@1", "vm/memory.1@2"]
 
 
+def test_a_store_that_is_too_small_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = ServiceManager(tmp_path / "small", room=2)
+    store = SystemdStore(manager.environment)
+    for number in range(3):
+        put(store, f"vm/kick.{number}", os.eventfd(0))
+    manager.read()
+    assert len(manager.held) == 2
+    assert "vm/kick.2 cannot be held by systemd" in caplog.text
+    store.close()
+    manager.close()
+
+
 def test_names_that_do_not_fit(store: SystemdStore) -> None:
     with pytest.raises(InternalError):
         store.put("a:b", 0)
