@@ -1,20 +1,24 @@
-"""`ballast serve` at a real broker: what operators see, and what a crash of it looks like."""
+"""`ballast serve` at a real broker: what operators see, and what crashes of it look like."""
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from ballast_images.broker import find_broker
-from support.ballast_process import ballast_process
+from support.daemons import ballast, ballast_json, daemon, eventually, keeper_status, status_with
 from support.driver import PAGE_SIZE
 from support.machine import FREE, RAM_BYTES, machine_at
-from support.mosquitto import Mosquitto, until
+from support.mosquitto import Mosquitto
+
+pytestmark = [pytest.mark.timeout(300)]
 
 HOST = "ballast/node1"
+SET = f"{HOST}/web/target/set"
 
 
 @pytest.fixture
@@ -26,14 +30,21 @@ async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
     await broker.kill()
 
 
-def configuration(tmp_path: Path, url: str) -> str:
-    path = tmp_path / "vms.toml"
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "run"
+    root.mkdir()
+    return root
+
+
+def configuration(root: Path, url: str, *, will_delay: int = 0) -> str:
+    path = root / "vms.toml"
     path.write_text(
         f"""
         [mqtt]
         url = "{url}"
         host = "node1"
-        will-delay = 0
+        will-delay = {will_delay}
         reconnect-delay = 0.05
         state-interval = 0.05
         [mqtt.home-assistant]
@@ -43,16 +54,16 @@ def configuration(tmp_path: Path, url: str) -> str:
     return str(path)
 
 
-async def test_a_fleet_sees_what_happens_to_a_vm(broker: Mosquitto, tmp_path: Path) -> None:
-    arguments = ("serve", "--config", configuration(tmp_path, broker.url))
+async def test_a_fleet_sees_what_happens_to_a_vm(broker: Mosquitto, root: Path) -> None:
+    arguments = ("serve", "--config", configuration(root, broker.url))
     async with (
         broker.subscriber(f"{HOST}/#", "homeassistant/#", "me/#") as inbox,
-        ballast_process(tmp_path, *arguments) as daemon,
+        daemon(root, *arguments) as served,
     ):
         await inbox.message(f"{HOST}/availability", containing="online")
         await inbox.message(f"{HOST}/web/availability", containing="offline")
         await inbox.message("homeassistant/device/ballast_node1_web/config")
-        async with machine_at(tmp_path / "web" / "vhost-user.sock") as machine:
+        async with machine_at(root / "web" / "vhost-user.sock") as machine:
             await machine.start()
             await machine.config()
             await inbox.message(f"{HOST}/web/availability", containing="online")
@@ -60,52 +71,79 @@ async def test_a_fleet_sees_what_happens_to_a_vm(broker: Mosquitto, tmp_path: Pa
                 "homeassistant/device/ballast_node1_web/config", containing='"target"'
             )
             size = RAM_BYTES - PAGE_SIZE
-            await broker.publish(f"{HOST}/web/target/set", str(size), response_topic="me/r")
+            await broker.publish(SET, str(size), response_topic="me/r")
             await inbox.payload(f"{HOST}/web/state", containing=f'"target-bytes":{size}')
             await machine.inflate(FREE[0])
             await machine.set_actual(1)
             assert (await inbox.payload("me/r"))["result"] == "reached"
             await inbox.message(f"{HOST}/web/event", containing="BALLOON_CHANGE")
             await inbox.message(f"{HOST}/web/event", containing="BALLAST_RESIZE_DONE")
-            shown = await _status(tmp_path)
-            assert shown["connected"] is True
-            assert shown["commands"] == 1
+            shown = (await ballast_json(root, "status", "web"))["mqtt"]
+            assert (shown["connected"], shown["commands"]) == (True, 1)
         await inbox.message(f"{HOST}/web/availability", containing="offline")
-        daemon.terminate()
+        served.signal(signal.SIGTERM)
         await inbox.message(f"{HOST}/availability", containing="offline")
-        assert await daemon.wait() == 0
-
-
-async def _status(root: Path) -> dict[str, object]:
-    async with ballast_process(root, "status", "web", "--json") as process:
-        output, _ = await process.communicate()
-    shown = json.loads(output)["mqtt"]
-    assert isinstance(shown, dict)
-    return shown
+        assert await served.ended() == 0
 
 
 async def test_a_daemon_that_is_killed_is_reported_by_the_broker(
-    broker: Mosquitto, tmp_path: Path
+    broker: Mosquitto, root: Path
 ) -> None:
-    arguments = ("serve", "--config", configuration(tmp_path, broker.url))
+    arguments = ("serve", "--no-keeper", "--config", configuration(root, broker.url))
     async with broker.subscriber(f"{HOST}/availability", f"{HOST}/web/state") as inbox:
-        async with ballast_process(tmp_path, *arguments) as daemon:
+        async with daemon(root, *arguments) as served:
             await inbox.message(f"{HOST}/availability", containing="online")
-            daemon.kill()
+            served.signal(signal.SIGKILL)
             await inbox.message(f"{HOST}/availability", containing="offline")
         # The target that was sent meanwhile waits for its successor.
-        await broker.publish(f"{HOST}/web/target/set", "1G")
-        async with ballast_process(tmp_path, *arguments):
+        await broker.publish(SET, "1G")
+        async with daemon(root, *arguments):
             await inbox.message(f"{HOST}/web/state", containing=str(1 << 30))
 
 
-async def test_a_daemon_without_its_broker(tmp_path: Path) -> None:
-    async with ballast_process(tmp_path, "serve", "web", "--mqtt", "mqtt://127.0.0.1:1") as daemon:
-        await until(lambda: (tmp_path / "web" / "qmp.sock").exists())
-        shown: dict[str, object] = {}
-        while not shown.get("last-error"):
-            shown = await _status(tmp_path)
+async def test_a_worker_that_is_killed_keeps_its_promises(broker: Mosquitto, root: Path) -> None:
+    config = configuration(root, broker.url, will_delay=300)
+    async with (
+        broker.subscriber(f"{HOST}/availability", "me/#") as inbox,
+        daemon(root, "serve", "--keeper", "parent", "--config", config),
+    ):
+        first = await keeper_status(root)
+        await inbox.message(f"{HOST}/availability", containing="online")
+        await broker.publish(SET, "1G", response_topic="me/r", correlation="a")
+        shown = await _mqtt_with(root, commands=1)
+        assert shown["connected"] is True
+        os.kill(first["worker-pid"], signal.SIGKILL)
+        await status_with(root, restarts=1)
+        await _mqtt_with(root, connected=True)
+        await ballast(root, "set", "web", "--cancel")
+        message = await inbox.message("me/r", containing="cancelled")
+        assert message["properties"]["correlation-data"] == "a"
+        # The successor was back before anybody was told that it is gone.
+        assert not [each for each in inbox.messages if each.get("payload") == "offline"]
+
+
+async def _mqtt_with(root: Path, **expected: object) -> dict[str, object]:
+    while True:
+        shown = (await ballast_json(root, "status", "web"))["mqtt"]
+        assert isinstance(shown, dict)
+        if expected.items() <= shown.items():
+            return shown
+
+
+async def test_a_daemon_without_its_broker(root: Path) -> None:
+    async with daemon(root, "serve", "web", "--mqtt", "mqtt://127.0.0.1:1") as served:
+        await served.logged("Connection refused; trying again")
+        await eventually((root / "web" / "qmp.sock").exists, "QMP")
+        shown = (await ballast_json(root, "status", "web"))["mqtt"]
         assert shown["connected"] is False
-        assert "refused" in str(shown["last-error"])
-        daemon.terminate()
-        assert await daemon.wait() == 0
+        assert "refused" in shown["last-error"]
+        served.signal(signal.SIGTERM)
+        assert await served.ended() == 0
+
+
+async def test_what_can_never_work_stops_the_start(root: Path) -> None:
+    path = root / "vms.toml"
+    path.write_text('[mqtt]\nurl = "mqtts://broker"\nca = "/nonexistent"\n[vm.web]\n')
+    async with daemon(root, "serve", "--config", str(path)) as served:
+        assert await served.ended() == 1
+        assert "cannot read /nonexistent" in served.log

@@ -48,7 +48,9 @@ async def in_fleets(
             members = [machine for machine in machines if machine.name in names]
             bridge = Bridge(mqtt, members, version=ballast_version())
             for machine in members:
-                machine.join_fleet(functools.partial(bridge.event, machine.name), bridge.status)
+                event = functools.partial(bridge.event, machine.name)
+                wishes = machine.join_fleet(event, bridge.status)
+                bridge.go_on(machine.name, wishes.promises(), wishes.save_promises)
             await stack.enter_async_context(bridged(bridge))
         yield
 

@@ -177,15 +177,11 @@ class VirtualMachine:
 
     def join_fleet(
         self, take_event: Callable[[bytes], None], status: Callable[[], Mapping[str, object]]
-    ) -> None:
-        """Have QMP events told over MQTT as well, and show how the connection is.
-
-        Args:
-            take_event: Called with every event, as QMP's clients get it.
-            status: Returns how the connection is.
-        """
+    ) -> Wishes:
+        """Have QMP's events told elsewhere too, show how that goes; return what outlives us."""
         self._qmp.tap_events(take_event)
         self._mqtt_status = status
+        return self._wishes
 
     # What the device tells -------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ballast.daemon.blocks import BlocksState
+from ballast.mqtt.promises import Promises
 from ballast.state.document import Document
 from ballast.state.file import StateFile
 from ballast.state.record import Record
@@ -73,6 +74,10 @@ class Wishes:
         """Return the settings; None if none were changed."""
         return self._load("settings", Settings)
 
+    def promises(self) -> Promises | None:
+        """Return what is owed to those who sent targets over MQTT; None if nothing ever was."""
+        return self._load("mqtt", Promises)
+
     def _load(self, name: str, kind: type[Content]) -> Content | None:
         with _told(name):
             return Document(self._file.record(name), kind).load() if self._file else None
@@ -89,6 +94,10 @@ class Wishes:
     def save_settings(self, settings: Settings) -> None:
         """Keep the settings."""
         Document(self._record("settings"), Settings).save(settings)
+
+    def save_promises(self, promises: Promises) -> None:
+        """Keep what is owed to those who sent targets over MQTT."""
+        Document(self._record("mqtt"), Promises).save(promises)
 
     def _record(self, name: str) -> Record:
         if self._file is None:
@@ -120,6 +129,7 @@ def check(left: Mapping[str, int]) -> None:
                 _governor(file)
                 Document(file.record("blocks"), BlocksState).load()
                 Document(file.record("settings"), Settings).load()
+                Document(file.record("mqtt"), Promises).load()
             finally:
                 file.close()
 

@@ -23,6 +23,7 @@ from ballast.mqtt.config import MqttConfig
 from ballast.mqtt.desk import Desk
 from ballast.mqtt.discovery import Discovery
 from ballast.mqtt.outbox import Outbox, Outgoing
+from ballast.mqtt.promises import Promises, promises
 from ballast.mqtt.reporter import Reporter
 from ballast.mqtt.session import BrokerError, Session, connected, explain
 from ballast.mqtt.topics import OFFLINE, ONLINE, Topics
@@ -36,6 +37,10 @@ MAX_IN_FLIGHT = 16
 
 FAREWELL_SECONDS = 3.0
 """How long the end of the daemon waits for the broker to take what is left."""
+
+
+Keeper = Callable[[Promises], None]
+"""Keeps what is promised for a successor of this process."""
 
 
 class Bridge:
@@ -68,12 +73,13 @@ class Bridge:
         """
         self.config = config
         self.topics = Topics(config.prefix, config.host)
-        self.outbox = Outbox(config.queue_limit, wake=self._wake_up)
+        self.outbox = Outbox(config.queue_limit, self._wake_up, self._keep_promises)
         self._wake = asyncio.Event()
         self._stats_due = asyncio.Event()
         self._vms = {vm.name: vm for vm in vms}
         self._discovery = _discovery(config, self.topics, version)
-        self.desk = Desk(self.topics, self._vms, self.outbox)
+        self.desk = Desk(self.topics, self._vms, self.outbox, self._keep_promises)
+        self._keepers: dict[str, Keeper] = {}
         self._reporter = Reporter(
             self.topics, self._vms, self.outbox, self._discovery, unix_seconds
         )
@@ -95,6 +101,23 @@ class Bridge:
     def event(self, vm_name: str, event: bytes) -> None:
         """Promise a QMP event of a VM to whoever listens."""
         self.outbox.event(self.topics.vm(vm_name).event, event.strip())
+
+    def go_on(self, vm_name: str, left: Promises | None, keep: Keeper) -> None:
+        """Keep a VM's promises beyond the life of this process.
+
+        Args:
+            vm_name: The VM.
+            left: What a predecessor has promised.
+            keep: Called with what a successor has to know, whenever that has changed.
+        """
+        if left is not None:
+            self.desk.go_on(vm_name, left)
+        self._keepers[vm_name] = keep
+
+    def _keep_promises(self, vm_name: str) -> None:
+        keep = self._keepers.get(vm_name)
+        if keep is not None:
+            keep(promises(self.desk.awaited(vm_name), self.outbox.results(vm_name)))
 
     def status(self) -> dict[str, object]:
         """Return how the connection is, ready for JSON."""

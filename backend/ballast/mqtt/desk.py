@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ballast.mqtt import payloads
 from ballast.mqtt.command import Memory, Request, parse_command
 from ballast.mqtt.outbox import Outbox
+from ballast.mqtt.promises import Promises
 from ballast.mqtt.topics import Topics, is_topic_name
 from ballast.qmp.control import BalloonControl
 from ballast_protocol.errors import BallastError, OperatorError
@@ -54,13 +55,23 @@ class Desk:
         topics: Topics,
         vms: Mapping[str, BalloonControl],
         outbox: Outbox,
+        awaited_changed: Callable[[str], None] = lambda vm_name: None,
     ) -> None:
+        """Make it.
+
+        Args:
+            topics: The topics of this host.
+            vms: The VMs by name.
+            outbox: Where results go.
+            awaited_changed: Called with a VM's name when other resizes of it are waited for.
+        """
         self.counters = DeskCounters()
         self._topics = topics
         self._vms = vms
         self._outbox = outbox
+        self._awaited_changed = awaited_changed
         self._memory = Memory()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], tuple[str, int, Request]] = {}
 
     def take(self, vm_name: str, request: Request, acknowledge: Callable[[], None]) -> None:
         """Take a command over, if it is one; `acknowledge` is called when the broker may forget it.
@@ -96,10 +107,33 @@ class Desk:
             self.counters.refused += 1
             self._answer(vm_name, request, payloads.failure(vm_name, error))
         else:
-            task = asyncio.create_task(self._wait(vm, number, request))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._await(vm, number, request)
         acknowledge()
+
+    def _await(self, vm: BalloonControl, number: int, request: Request) -> None:
+        task = asyncio.create_task(self._wait(vm, number, request))
+        self._running[task] = (vm.name, number, request)
+        task.add_done_callback(self._forget)
+        self._awaited_changed(vm.name)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        vm_name, _, _ = self._running.pop(task)
+        self._awaited_changed(vm_name)
+
+    def awaited(self, vm_name: str) -> list[tuple[int, Request]]:
+        """Return the resizes of a VM that are waited for, by number, and for whom."""
+        running = self._running.values()
+        return [(number, request) for name, number, request in running if name == vm_name]
+
+    def go_on(self, vm_name: str, promises: Promises) -> None:
+        """Keep what another process has promised."""
+        for owed in promises.owed:
+            payload, correlation = owed.payload.encode(), owed.correlation_data
+            self._outbox.result(owed.topic, payload, correlation, vm_name)
+        for awaited in promises.awaited:
+            request = awaited.request()
+            self._memory.is_known(request)
+            self._await(self._vms[vm_name], awaited.resize, request)
 
     def _start(self, vm_name: str, request: Request) -> tuple[BalloonControl, int]:
         """Start the resize that a request asks for, and return its number.
@@ -120,8 +154,9 @@ class Desk:
     async def _wait(self, vm: BalloonControl, number: int, request: Request) -> None:
         try:
             result = payloads.outcome(vm.name, await vm.governor.wait(number))
-        except BallastError as error:
-            result = payloads.failure(vm.name, error)
+        except OperatorError:
+            # It ended with a process before this one, or the VM is not served any more.
+            result = payloads.interrupted(vm.name)
         except asyncio.CancelledError:
             self._answer(vm.name, request, payloads.interrupted(vm.name))
             raise
@@ -136,7 +171,7 @@ class Desk:
         topic = request.response_topic
         if topic is None or not is_topic_name(topic) or self._topics.commanded_vm(topic):
             topic = self._topics.vm(vm_name).result
-        self._outbox.result(topic, payload, request.correlation)
+        self._outbox.result(topic, payload, request.correlation, vm_name)
 
     async def close(self) -> None:
         """Wait for no more results, and tell their receivers; the targets stay in force."""

@@ -36,6 +36,7 @@ class Outgoing:
         payload: What; an empty retained one takes back what the broker has.
         kind: How it is kept.
         correlation: What the sender of a command wants to see in its result.
+        owner: The VM that it is about, if it is a result.
         serial: Its place in the order; given by the outbox.
     """
 
@@ -43,6 +44,7 @@ class Outgoing:
     payload: bytes
     kind: Kind
     correlation: bytes | None = None
+    owner: str = ""
     serial: int = 0
 
     @property
@@ -83,11 +85,13 @@ class Outbox:
         limit: How many results and events may wait.
         counters: What has happened so far.
         wake: Called when there is something to send.
+        results_changed: Called with a VM's name when it has other results waiting than before.
         is_connected: Whether fleeting messages are worth keeping.
     """
 
     limit: int
     wake: Callable[[], None] = lambda: None
+    results_changed: Callable[[str], None] = lambda owner: None
     counters: Counters = field(default_factory=Counters)
     is_connected: bool = False
     _retained: dict[str, bytes] = field(default_factory=dict)
@@ -118,10 +122,19 @@ class Outbox:
         self._retained.pop(topic, None)
         self._put(Outgoing(topic, b"", Kind.RETAINED))
 
-    def result(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
-        """Promise a result to whoever sent a command."""
-        self._put(Outgoing(topic, payload, Kind.RESULT, correlation))
+    def result(
+        self, topic: str, payload: bytes, correlation: bytes | None, owner: str = ""
+    ) -> None:
+        """Promise a result to whoever sent a command for the VM `owner`."""
+        self._put(Outgoing(topic, payload, Kind.RESULT, correlation, owner))
         self._keep_limit()
+        self.results_changed(owner)
+
+    def results(self, owner: str) -> list[Outgoing]:
+        """Return a VM's results that no broker has acknowledged, the oldest first."""
+        kept = {**self._in_flight, **self._assured[Kind.RESULT]}
+        found = [each for each in kept.values() if each.kind is Kind.RESULT]
+        return sorted((each for each in found if each.owner == owner), key=lambda each: each.serial)
 
     def event(self, topic: str, payload: bytes) -> None:
         """Promise an event to whoever listens."""
@@ -163,6 +176,8 @@ class Outbox:
         """Note that the broker has a message."""
         if self._in_flight.pop(item.serial, None) is not None:
             self.counters.sent += 1
+            if item.kind is Kind.RESULT:
+                self.results_changed(item.owner)
 
     def _put(self, item: Outgoing) -> None:
         self._serial += 1

@@ -16,6 +16,7 @@ from ballast.daemon.paths import VmPaths
 from ballast.daemon.vm import VirtualMachine
 from ballast.daemon.wishes import Settings, Wishes
 from ballast.keeper.client import Takeover
+from ballast.mqtt.promises import Awaited, Owed, Promises
 from ballast.streams.fdstore import MemoryStore, VmStore
 from ballast_protocol.errors import StateError
 from support.fds import none_left_open
@@ -41,10 +42,13 @@ def test_everything_comes_back(store: MemoryStore) -> None:
     first.save_governor({"version": 1, "target-bytes": 7})
     first.save_blocks(state)
     first.save_settings(Settings(9))
+    promised = Promises((Awaited(1, "t", None, "ff"),), (Owed("r", "{}"),))
+    first.save_promises(promised)
     second = Wishes(part(store))
     assert second.governor() == {"version": 1, "target-bytes": 7}
     assert second.blocks() == state
     assert second.settings() == Settings(9)
+    assert second.promises() == promised
     left = store.take_all()
     wishes.check(left)
     for fd in left.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from ballast.mqtt.bridge import Bridge, bridged
-from ballast.mqtt.config import make_config
+from ballast.mqtt.config import MqttConfig, make_config
 from ballast.mqtt.desk import Desk
+from ballast.mqtt.promises import Awaited, Promises
 from ballast.mqtt.session import Session
 from ballast_images.broker import Broker
 from support.balloon_control import MIB, FakeBalloonControl
@@ -32,13 +34,18 @@ async def broker(programs: Broker, tmp_path: Path) -> AsyncIterator[Mosquitto]:
     await broker.kill()
 
 
+@pytest.fixture
+async def relay(broker: Mosquitto) -> AsyncIterator[Relay]:
+    async with relay_to(broker.port) as relay:
+        yield relay
+
+
 def vm(name: str = "vm1", **fields: Any) -> FakeBalloonControl:
     return FakeBalloonControl(name=name, extra_status={"state": "running", "problem": ""}, **fields)
 
 
-@asynccontextmanager
-async def bridge_to(url: str, *vms: FakeBalloonControl, **options: object) -> AsyncIterator[Bridge]:
-    config = make_config(
+def configuration(url: str, **options: object) -> MqttConfig:
+    return make_config(
         {
             "url": url,
             "host": "node1",
@@ -50,6 +57,11 @@ async def bridge_to(url: str, *vms: FakeBalloonControl, **options: object) -> As
             **options,
         }
     )
+
+
+@asynccontextmanager
+async def bridge_to(url: str, *vms: FakeBalloonControl, **options: object) -> AsyncIterator[Bridge]:
+    config = configuration(url, **options)
     async with bridged(Bridge(config, vms or [vm()], version="1.2.3")) as bridge:
         yield bridge
 
@@ -183,12 +195,6 @@ async def test_a_broker_that_has_forgotten_everything_is_told_again(broker: Mosq
             await inbox.message(f"{HOST}/vm1/state")
 
 
-@pytest.fixture
-async def relay(broker: Mosquitto) -> AsyncIterator[Relay]:
-    async with relay_to(broker.port) as relay:
-        yield relay
-
-
 async def test_results_wait_for_the_broker(broker: Mosquitto, relay: Relay) -> None:
     machine = vm(follows=False)
     async with bridge_to(relay.url, machine) as bridge, broker.subscriber("me/#") as inbox:
@@ -224,6 +230,71 @@ async def test_resizes_end_in_many_ways(broker: Mosquitto) -> None:
         held = await broker.request(SET, "1G")
         assert held["result"] == "refused"
         assert "maintenance" in held["error"]["desc"]
+
+
+def go_on(bridge: Bridge, kept: dict[str, Promises]) -> None:
+    """Have a bridge keep its promises where its successor finds them."""
+
+    def keep(promises: Promises) -> None:
+        kept["vm1"] = promises
+
+    bridge.go_on("vm1", kept.get("vm1"), keep)
+
+
+async def crash(running: asyncio.Task[None]) -> None:
+    """End a bridge without a word, as the end of its process would."""
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_promises_outlive_the_process(broker: Mosquitto, relay: Relay) -> None:
+    kept: dict[str, Promises] = {}
+    machine = vm(follows=False)
+    config = configuration(relay.url)
+    async with broker.subscriber("me/#") as inbox:
+        bridge = Bridge(config, [machine], version="1")
+        go_on(bridge, kept)
+        running = asyncio.create_task(bridge.run())
+        await until_connected(bridge)
+        await broker.publish(SET, "1536M", response_topic="me/early", correlation="a")
+        await broker.publish(SET, "1G", response_topic="me/late", correlation="b")
+        await until(lambda: machine.governor.current_resize == 2)
+        assert json.loads((await inbox.message("me/early"))["payload"])["result"] == "superseded"
+        await until(lambda: not kept["vm1"].owed)
+        await relay.cut()
+        await until_connected(bridge, is_connected=False)
+        bridge.outbox.result("me/owed", b"{}", b"c", "vm1")
+        (awaited,) = kept["vm1"].awaited
+        assert (awaited.response_topic, awaited.resize) == ("me/late", 2)
+        await crash(running)
+        left = dict(kept)
+
+        await relay.open()
+        successor = Bridge(config, [machine], version="1")
+        go_on(successor, left)
+        async with bridged(successor):
+            owed = await inbox.message("me/owed")
+            assert owed["properties"]["correlation-data"] == "c"
+            # Its sender has seen no result and asks again: the resize goes on all the same.
+            await broker.publish(SET, "1G", response_topic="me/late", correlation="b")
+            await until(lambda: successor.status()["repeated"] == 1)
+            machine.actual_bytes = 1024 * MIB
+            machine.governor.look_soon()
+            late = await inbox.message("me/late")
+            assert late["properties"]["correlation-data"] == "b"
+            assert json.loads(late["payload"])["result"] == "reached"
+            await until(lambda: left["vm1"] == Promises())
+
+
+async def test_a_resize_that_ended_unseen_is_told_as_interrupted(broker: Mosquitto) -> None:
+    kept = {"vm1": Promises(awaited=(Awaited(7, SET, "me/results", "61"),))}
+    bridge = Bridge(configuration(broker.url), [vm()], version="1")
+    async with broker.subscriber("me/#") as inbox:
+        go_on(bridge, kept)
+        async with bridged(bridge):
+            message = await inbox.message("me/results")
+            assert message["properties"]["correlation-data"] == "a"
+            assert json.loads(message["payload"])["result"] == "interrupted"
 
 
 async def test_the_end_of_the_daemon_is_a_result(broker: Mosquitto) -> None:
