@@ -98,13 +98,13 @@ async def settled(balloon: VirtualMachine) -> None:
 
 def is_settled(balloon: VirtualMachine) -> bool:
     """Return whether guest and books agree that the target is reached."""
-    device = balloon.device
     # Asking for the size has it read from the page that the guest may have written it to.
-    return (
-        balloon.actual_bytes is not None
-        and device.is_settled
-        and device.pages.ledger.count == device.target_pages
-    )
+    actual, ram = balloon.actual_bytes, balloon.ram_bytes
+    # Not what the guest is asked for now: under a limit that is on the way to the target.
+    wanted = ram if balloon.target_bytes is None else balloon.target_bytes
+    if actual is None or ram is None or wanted is None:
+        return False
+    return actual == wanted and balloon.ledger_bytes == ram - wanted
 
 
 @dataclass

@@ -67,6 +67,18 @@ def size_argument(text: str) -> int:
     return size
 
 
+def rate_argument(text: str) -> int:
+    """Parse bytes per second on the command line: a size, or 0.
+
+    Raises:
+        typer.BadParameter: It is neither, which is wrong use.
+    """
+    try:
+        return parse_size(str(text).removesuffix("/s"))
+    except OperatorError as error:
+        raise typer.BadParameter(f"{error} (per second). {error.hint}") from error
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON, in one piece and without colours."""
     typer.echo(json.dumps(value, indent=2))

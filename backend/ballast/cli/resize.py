@@ -18,12 +18,13 @@ from ballast.cli.common import (
     messages,
     print_json,
     qmp_socket,
+    rate_argument,
     size_cell,
 )
 from ballast.policy.resize import MAX_SECONDS, Outcome
 from ballast.qmp import client as qmp
 from ballast.qmp.resizing import Follow, check_reached
-from ballast.sizes import SizeWanted, parse_size, parse_size_wanted
+from ballast.sizes import SizeWanted, parse_size_wanted
 from ballast_protocol.errors import OperatorError
 
 _LESS = re.compile(r"-\d.*")
@@ -47,13 +48,6 @@ def _wanted(text: str) -> SizeWanted:
         raise typer.BadParameter(
             f"{error}. Write 2G for a size, 50% of its RAM, +512M or -1G from its present target."
         ) from error
-
-
-def _rate(text: str) -> int:
-    try:
-        return parse_size(text.removesuffix("/s"))
-    except OperatorError as error:
-        raise typer.BadParameter(f"{error} (per second). {error.hint}") from error
 
 
 Size = Annotated[
@@ -82,7 +76,7 @@ Stall = Annotated[
 Rate = Annotated[
     int | None,
     typer.Option(
-        parser=_rate,
+        parser=rate_argument,
         metavar="SIZE",
         help="What the guest gives up each second at most; 0: no limit. Else what the VM was "
         "configured with.",

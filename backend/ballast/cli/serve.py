@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ballast.cli.common import TransportName, Variant, size_argument
+from ballast.cli.common import TransportName, Variant, rate_argument, size_argument
 from ballast.daemon import config as configuration
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import check_name
@@ -68,6 +68,20 @@ def serve(
             parser=size_argument, metavar="SIZE", help="What guests should have at start."
         ),
     ] = None,
+    inflate_rate: Annotated[
+        int,
+        typer.Option(
+            parser=rate_argument,
+            metavar="SIZE",
+            help="What guests give up each second at most; 0: no limit.",
+        ),
+    ] = 0,
+    inhibit: Annotated[
+        bool,
+        typer.Option(
+            "--inhibit", help="Give nothing back: the guests' memory is pinned (VFIO devices)."
+        ),
+    ] = False,
     memory: Annotated[
         int | None,
         typer.Option(
@@ -173,6 +187,8 @@ def serve(
                 VmConfig(
                     name=check_name(name),
                     target=target,
+                    inflate_rate=inflate_rate,
+                    inhibit=inhibit,
                     memory=memory,
                     deflate_on_oom=deflate_on_oom,
                     free_page_reporting=free_page_reporting,
