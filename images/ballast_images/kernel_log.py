@@ -10,7 +10,8 @@ COMMAND = "dmesg -r | grep -E '^<[0-4]>' || true"
 """The lines of the kernel's log from warnings upwards."""
 
 _OF_THE_EMULATED_PC = re.compile(
-    r"mtrr: your CPUs|ACPI: IRQ \d+ override|amd_pstate:|tsc: |clocksource: |hrtimer: |perf: "
+    r"mtrr: your CPUs|ACPI: IRQ \d+ override|amd_pstate:|tsc: |clocksource: |hrtimer: |perf: |"
+    r"APIC calibration "
 )
 """Warnings that guests on an emulated q35 print whatever devices they have, many by chance."""
 
