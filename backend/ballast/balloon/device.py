@@ -7,13 +7,15 @@ that are attached to guest memory, and the time where one is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 
 from ballast.balloon.blocks import BlockBook
 from ballast.balloon.hinting import HintingRound, HintState
+from ballast.balloon.ledger import Ledger
 from ballast.balloon.listener import DeviceListener
 from ballast.balloon.metrics import BalloonMetrics
-from ballast.balloon.pages import PageBook
+from ballast.balloon.pages import PageBook, spoken_of
+from ballast.balloon.poison import Poison
 from ballast.balloon.ranges import Run
 from ballast.balloon.slices import SLICE_BUFFERS, SLICE_BYTES, Slice
 from ballast.balloon.stats import GuestStatistics
@@ -57,11 +59,12 @@ class BalloonDevice:
         elsewhere_bytes: What of the target is the business of the agent in the guest, so that the
             kernel's balloon is not asked for it.
         ram_bytes: The size of the machine; 0 until the memory is known.
-        actual_pages: The balloon's size in 4 KiB pages, as the guest says.
+        ram_is_fixed: Whether it was given, rather than taken from the memory map.
         pages: The ledger and the memory under it.
         blocks: The second book: what the agent in the guest has taken, in blocks of 2 MiB.
         statistics: What the guest last sent.
         hinting: The free-page-hint round.
+        poison: What the guest fills free pages with.
         metrics: Counters.
     """
 
@@ -72,27 +75,35 @@ class BalloonDevice:
         balloon_features: BalloonFeature = DEFAULT_FEATURES,
         ram_bytes: int = 0,
         discard_piece: Discard = discard,
+        ledger: Ledger | None = None,
+        cells: MutableSequence[int] | memoryview | None = None,
     ) -> None:
-        """Make a device; `ram_bytes` of 0 means that the memory map will tell."""
+        """Make a device.
+
+        Args:
+            listener: Who is told what happens.
+            balloon_features: What is offered.
+            ram_bytes: The machine's size; 0 means that the memory map will tell.
+            discard_piece: Gives memory back.
+            ledger: The book; an empty one of this process if None.
+            cells: Where `actual` is kept, for a successor to find; of this process if None.
+        """
         self.offered = int(balloon_features) | int(TRANSPORT_FEATURES)
-        self.driver_features = 0
-        self.is_running = False
-        self.was_started = False
+        self.accept(0)
+        self.is_running = self.was_started = False
         self.target_bytes: int | None = None
         self.elsewhere_bytes = 0
         self.ram_bytes = ram_bytes
-        self.actual_pages = 0
+        self._cells = [0] if cells is None else cells
         self.metrics = BalloonMetrics()
-        self.pages = PageBook(self.metrics, discard_piece)
+        self.pages = PageBook(self.metrics, discard_piece, ledger)
         self.blocks = BlockBook(self.pages)
         self.pages.on_inflate = self.blocks.kernel_took
         self.statistics = GuestStatistics()
         self.hinting = HintingRound()
-        self._ram_is_fixed = ram_bytes > 0
-        self._poison = 0
-        self._poison_written: int | None = None
+        self.ram_is_fixed = ram_bytes > 0
+        self.poison = Poison()
         self._listener = listener
-        self._roles: tuple[BalloonQueue, ...] = ()
         self._gathered: list[Run] = []
         self._handlers: dict[BalloonQueue, Callable[[Chain, float], int]] = {
             BalloonQueue.INFLATE: self._inflate,
@@ -100,6 +111,15 @@ class BalloonDevice:
             BalloonQueue.FREE_PAGE_HINT: self._hint,
             BalloonQueue.REPORTING: self._report,
         }
+
+    @property
+    def actual_pages(self) -> int:
+        """The balloon's size in 4 KiB pages, as the guest says."""
+        return self._cells[0]
+
+    @actual_pages.setter
+    def actual_pages(self, pages: int) -> None:
+        self._cells[0] = pages
 
     # What the operator wants -----------------------------------------------------------------
 
@@ -180,7 +200,7 @@ class BalloonDevice:
             num_pages=self.target_pages,
             actual=self.actual_pages,
             free_page_hint_cmd_id=self.hinting.config_value,
-            poison_val=self._poison,
+            poison_val=self.poison.value,
         )
 
     def write_config(self, written: BalloonConfig) -> None:
@@ -210,14 +230,14 @@ class BalloonDevice:
         if self.is_running:
             self.metrics.config_writes_ignored += 1
         else:
-            self._poison_written = value
+            self.poison.written = value
 
     # Life cycle ------------------------------------------------------------------------------
 
     def set_memory(self, memory: MemoryMap) -> None:
         """Use a new memory map from now on; queues must be attached to it by the transport."""
         self.pages.memory = memory
-        if self._ram_is_fixed or not memory.regions:
+        if self.ram_is_fixed or not memory.regions:
             return
         before, self.ram_bytes = self.ram_bytes, memory.backing_bytes()
         if self.was_started and self.ram_bytes != before:
@@ -233,13 +253,16 @@ class BalloonDevice:
                 written to the config space since the last stop is new in any case: nobody can
                 during a pause.
         """
+        self.accept(driver_features)
+        if fresh or self.poison.written is not None:
+            self._forget_driver()
+        self.is_running = self.was_started = True
+        self._listener.driver_changed()
+
+    def accept(self, driver_features: int) -> None:
+        """Go by the features that a driver has accepted."""
         self.driver_features = driver_features
         self._roles = queue_order(driver_features)
-        if fresh or self._poison_written is not None:
-            self._forget_driver()
-        self.is_running = True
-        self.was_started = True
-        self._listener.driver_changed()
 
     def _forget_driver(self) -> None:
         """Begin with a driver that has given up nothing; the operator's target stays."""
@@ -248,9 +271,7 @@ class BalloonDevice:
         self.blocks.forget()
         self.statistics.reset()
         self.hinting = HintingRound()
-        has_poison = self.driver_features & BalloonFeature.PAGE_POISON
-        self._poison = (self._poison_written or 0) if has_poison else 0
-        self._poison_written = None
+        self.poison.begin(is_accepted=bool(self.driver_features & BalloonFeature.PAGE_POISON))
         if self.actual_pages:
             self.actual_pages = 0
             self._listener.actual_changed()
@@ -263,16 +284,12 @@ class BalloonDevice:
     def disconnect(self) -> None:
         """The VMM is gone, and its memory with it; only the operator's target stays."""
         self.is_running = self.was_started = False
-        self.driver_features, self.actual_pages, self._poison = 0, 0, 0
-        self._poison_written = None
-        self.pages.forget()
-        self.pages.memory = MemoryMap()
+        self.driver_features, self.actual_pages, self.poison = 0, 0, Poison()
+        self.pages.begin_anew()
         self.blocks.forget()
-        self.pages.last_failure = ""
         self.statistics.reset()
         self.hinting = HintingRound()
-        if not self._ram_is_fixed:
-            self.ram_bytes = 0
+        self.ram_bytes = self.ram_bytes if self.ram_is_fixed else 0
         self._listener.driver_changed()
 
     def role(self, index: int) -> BalloonQueue | None:
@@ -280,18 +297,6 @@ class BalloonDevice:
         return self._roles[index] if index < len(self._roles) else None
 
     # Queues ----------------------------------------------------------------------------------
-
-    def request_statistics(self, queue: SplitQueue) -> bool | None:
-        """Return the held stats buffer so that the guest sends newer values.
-
-        Returns:
-            Whether the driver wants a notification, or None if no buffer was held.
-        """
-        head = self.statistics.release()
-        if head is None:
-            return None
-        queue.add_used(head)
-        return queue.publish()
 
     def process(self, index: int, queue: SplitQueue, now: float) -> Slice:
         """Serve what the driver put into a queue, for a bounded time.
@@ -357,12 +362,12 @@ class BalloonDevice:
     def _inflate(self, chain: Chain, _now: float) -> int:
         self.metrics.inflate_buffers += 1
         self._gathered += self.pages.read(chain)
-        return _spoken_of(chain)
+        return spoken_of(chain)
 
     def _deflate(self, chain: Chain, _now: float) -> int:
         self.metrics.deflate_buffers += 1
         self._gathered += self.pages.read(chain)
-        return _spoken_of(chain)
+        return spoken_of(chain)
 
     def _statistics(self, chain: Chain, now: float) -> int | None:
         """Keep the buffer; return the head of one that was kept before."""
@@ -375,19 +380,16 @@ class BalloonDevice:
 
     def _hint(self, chain: Chain, _now: float) -> int:
         self.metrics.hint_buffers += 1
-        if chain.readable:
-            command = chain.read(self.pages.memory, 4)
-            if self.hinting.command(int.from_bytes(command, "little")):
-                self.finish_hinting()
-        for buffer in chain.writable:
-            if self.hinting.hint(buffer.length):
-                self.metrics.hinted_bytes += buffer.length
+        is_over, hinted_bytes = self.hinting.take(chain, self.pages.memory)
+        self.metrics.hinted_bytes += hinted_bytes
+        if is_over:
+            self.finish_hinting()
         return 0
 
     def _report(self, chain: Chain, _now: float) -> int:
         """Give reported pages back, unless the guest relies on a pattern that is not zero."""
         self.metrics.report_buffers += 1
-        if self._poison:
+        if self.poison.value:
             self.metrics.reports_refused += len(chain.writable)
             return 0
         return sum(self.pages.report(buffer) for buffer in chain.writable)
@@ -396,8 +398,3 @@ class BalloonDevice:
     def is_hinting(self) -> bool:
         """Whether a round of hints is under way."""
         return self.hinting.state in (HintState.REQUESTED, HintState.START)
-
-
-def _spoken_of(chain: Chain) -> int:
-    """Return how many bytes the page numbers in a buffer name, whether or not they are RAM."""
-    return chain.readable_bytes // 4 << PFN_SHIFT

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ballast.memory.map import MemoryMap
+from ballast.queue.chain import Chain
 from ballast_protocol.virtio.balloon import HINT_COMMAND_ID_MIN, HintCommand
 
 
@@ -34,6 +36,23 @@ class HintingRound:
     state: HintState = HintState.STOP
     hinted_bytes: int = 0
     _command_id: int = HINT_COMMAND_ID_MIN - 1
+
+    @classmethod
+    def after(cls, command_id: int, *, is_over: bool) -> HintingRound:
+        """Return what follows a predecessor's rounds.
+
+        One that was under way is over: which of its hints have been counted is not known, and the
+        guest gets its pages back.
+        """
+        following = cls(_command_id=command_id or HINT_COMMAND_ID_MIN - 1)
+        if is_over:
+            following.finish()
+        return following
+
+    @property
+    def command_id(self) -> int:
+        """The id of the last round, whether or not it is over."""
+        return self._command_id
 
     @property
     def config_value(self) -> int:
@@ -63,6 +82,20 @@ class HintingRound:
             self.state = HintState.STOP
             return True
         return False
+
+    def take(self, chain: Chain, memory: MemoryMap) -> tuple[bool, int]:
+        """Take one buffer: a command, hinted ranges, or both.
+
+        Returns:
+            Whether that ended a running round, and how many bytes were hinted.
+
+        Raises:
+            AddressError: The command is not in the guest's memory.
+        """
+        is_over = False
+        if chain.readable:
+            is_over = self.command(int.from_bytes(chain.read(memory, 4), "little"))
+        return is_over, sum(each.length for each in chain.writable if self.hint(each.length))
 
     def hint(self, length: int) -> bool:
         """Take one hinted range; return whether it belongs to the running round."""

@@ -7,15 +7,59 @@ integers, many pages in one operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from ballast.balloon.ranges import Run
 
 CHUNK_PAGES = 1 << 15
 """Pages in one chunk of the bitmap: 128 MiB of guest memory in 4 KiB."""
 
+CHUNK_BYTES = CHUNK_PAGES // 8
+"""Bytes of one chunk."""
+
 _WINDOW_BYTES = 32
 """Looked through at once for runs; the larger the integer, the dearer each run in it."""
+
+
+class Chunks(Protocol):
+    """Where the bitmap is: chunks of `CHUNK_BYTES`, of which only those exist that are needed."""
+
+    def get(self, number: int) -> bytearray | memoryview | None:
+        """Return a chunk, writable; None if it does not exist."""
+
+    def make(self, number: int) -> bytearray | memoryview:
+        """Return a chunk that does not exist yet, all zeros."""
+
+    def numbers(self) -> Iterable[int]:
+        """Return the numbers of those that exist, in any order."""
+
+    def clear(self) -> None:
+        """Have none exist."""
+
+
+class OwnChunks:
+    """A bitmap in the memory of this process, which ends with it."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, bytearray] = {}
+
+    def get(self, number: int) -> bytearray | None:
+        """Return a chunk; None if it does not exist."""
+        return self._chunks.get(number)
+
+    def make(self, number: int) -> bytearray:
+        """Return a new chunk."""
+        chunk = self._chunks[number] = bytearray(CHUNK_BYTES)
+        return chunk
+
+    def numbers(self) -> Iterable[int]:
+        """Return the numbers of those that exist."""
+        return tuple(self._chunks)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._chunks.clear()
 
 
 class Ledger:
@@ -25,9 +69,16 @@ class Ledger:
         count: How many pages it holds.
     """
 
-    def __init__(self) -> None:
-        self._chunks: dict[int, bytearray] = {}
-        self.count = 0
+    def __init__(self, chunks: Chunks | None = None) -> None:
+        """Begin with what is in a bitmap; with nothing, in one of its own, if none is given."""
+        self._chunks = OwnChunks() if chunks is None else chunks
+        self.count = sum(_population(chunk) for _, chunk in self._present())
+
+    def _present(self) -> Iterator[tuple[int, bytearray | memoryview]]:
+        for number in sorted(self._chunks.numbers()):
+            chunk = self._chunks.get(number)
+            if chunk is not None:
+                yield number, chunk
 
     def add(self, first: int, count: int) -> int:
         """Enter a run of pages; return how many of them were not in the book."""
@@ -35,7 +86,7 @@ class Ledger:
         for number, start, length in _split(first, count):
             chunk = self._chunks.get(number)
             if chunk is None:
-                chunk = self._chunks[number] = bytearray(CHUNK_PAGES // 8)
+                chunk = self._chunks.make(number)
             low, high, mask = _window(start, length)
             old = int.from_bytes(chunk[low:high], "little")
             chunk[low:high] = (old | mask).to_bytes(high - low, "little")
@@ -87,12 +138,15 @@ class Ledger:
 
     def _parts_of_runs(self) -> Iterator[Run]:
         """Yield all pages as sorted runs that end where a window ends."""
-        for number in sorted(self._chunks):
-            chunk = self._chunks[number]
+        for number, chunk in self._present():
             for low in range(0, len(chunk), _WINDOW_BYTES):
                 bits = int.from_bytes(chunk[low : low + _WINDOW_BYTES], "little")
                 for start, length in _runs_of(bits):
                     yield number * CHUNK_PAGES + low * 8 + start, length
+
+
+def _population(chunk: bytearray | memoryview) -> int:
+    return int.from_bytes(chunk, "little").bit_count()
 
 
 def _split(first: int, count: int) -> Iterator[tuple[int, int, int]]:

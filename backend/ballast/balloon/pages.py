@@ -37,15 +37,27 @@ class PageBook:
         kept: What of the ledger was handed over meanwhile, and so is still with the host.
     """
 
-    def __init__(self, metrics: BalloonMetrics, discard_piece: Discard = discard) -> None:
+    def __init__(
+        self,
+        metrics: BalloonMetrics,
+        discard_piece: Discard = discard,
+        ledger: Ledger | None = None,
+    ) -> None:
+        """Begin with a ledger, an empty one if none is given."""
         self.memory = MemoryMap()
         self.on_inflate: Callable[[int, int], None] = lambda first, count: None
-        self.ledger = Ledger()
+        self.ledger = Ledger() if ledger is None else ledger
         self.last_failure = ""
         self.is_inhibited = False
         self.kept = Ledger()
         self._metrics = metrics
         self._discard = discard_piece
+
+    def begin_anew(self) -> None:
+        """Begin with another machine, whose memory is not known yet."""
+        self.forget()
+        self.memory = MemoryMap()
+        self.last_failure = ""
 
     def inflate(self, runs: Sequence[Run]) -> int:
         """Take the pages of inflate buffers; return how many bytes went back to the host.
@@ -192,3 +204,8 @@ def _touched(piece: Piece) -> Iterator[Piece]:
         if offset >= 0 and offset + page <= region.layout.size_bytes:
             yield Piece(region, offset, page)
         offset += page
+
+
+def spoken_of(chain: Chain) -> int:
+    """Return how many bytes the page numbers in a buffer name, whether or not they are RAM."""
+    return chain.readable_bytes // 4 << PFN_SHIFT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ballast.queue.split import SplitQueue
 from ballast_protocol.virtio.balloon import (
     STATISTIC_BY_TAG,
     unpack_statistics,
@@ -59,6 +60,18 @@ class GuestStatistics:
         """Stop holding the buffer and return its head, so that the guest sends newer values."""
         head, self.held_head = self.held_head, None
         return head
+
+    def give_back(self, queue: SplitQueue) -> bool | None:
+        """Return the held buffer to the driver.
+
+        Returns:
+            Whether the driver wants a notification, or None if no buffer was held.
+        """
+        head = self.release()
+        if head is None:
+            return None
+        queue.add_used(head)
+        return queue.publish()
 
     def suspend(self) -> bool:
         """The queue stops: stop holding the buffer, unreturned; return whether there was one.

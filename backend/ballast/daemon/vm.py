@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 
 from ballast.balloon.device import BalloonDevice
+from ballast.balloon.ledger import Ledger
 from ballast.balloon.ranges import Run
 from ballast.balloon.stats import GuestStatistics
 from ballast.daemon.blocks import HugeBalloon
 from ballast.daemon.config import VmConfig
 from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.kept import Kept
+from ballast.daemon.lasting import Lasting
 from ballast.daemon.paths import NameLock, VmPaths
 from ballast.daemon.polling import Polling
 from ballast.daemon.transports import make_transport
@@ -76,8 +78,13 @@ class VirtualMachine:
         self._wishes = Wishes(self._store)
         self.name = config.name
         self.paths = paths or VmPaths(config.name)
+        self._lasting = Lasting(self._store)
         self.device = BalloonDevice(
-            self, balloon_features=config.features, ram_bytes=config.memory or 0
+            self,
+            balloon_features=config.features,
+            ram_bytes=config.memory or 0,
+            ledger=Ledger(self._lasting.chunks),
+            cells=self._lasting.state.cells,
         )
         self._transport = make_transport(
             config, self.device, self.paths, self._store, self.kept.mode
@@ -156,6 +163,7 @@ class VirtualMachine:
         await self._transport.close()
         self.governor.close()
         self._wishes.close()
+        self._lasting.close()
         if self._lock is not None:
             self._lock.release()
             self._store.drop("lock")

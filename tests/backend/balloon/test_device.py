@@ -222,9 +222,9 @@ def test_a_statistics_buffer_is_held_until_newer_values_are_wanted(guest: Guest)
     assert guest.device.statistics.last_update == int(NOW)
     assert (guest.listener.statistics, guest.device.metrics.unknown_statistics) == (1, 1)
 
-    assert guest.device.request_statistics(queue) is True
+    assert guest.device.statistics.give_back(queue) is True
     assert len(driver.collect()) == 1
-    assert guest.device.request_statistics(queue) is None
+    assert guest.device.statistics.give_back(queue) is None
 
 
 def test_a_second_statistics_buffer_frees_the_first(guest: Guest) -> None:

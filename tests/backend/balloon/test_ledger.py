@@ -1,7 +1,10 @@
+import os
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ballast.balloon.ledger import CHUNK_PAGES, Ledger
+from ballast.state.bitmap import SharedChunks
 
 RUN = st.tuples(
     st.integers(min_value=0, max_value=3 * CHUNK_PAGES), st.integers(min_value=1, max_value=300)
@@ -54,3 +57,21 @@ def test_removing_what_was_never_there_costs_nothing() -> None:
     ledger = Ledger()
     assert ledger.remove(1 << 40, 1 << 20) == 0
     assert ledger.count == 0
+
+
+@given(st.lists(STEP, max_size=40))
+def test_a_successor_has_the_same_book(steps: list[tuple[str, tuple[int, int]]]) -> None:
+    chunks = SharedChunks()
+    try:
+        kept, own = Ledger(chunks), Ledger()
+        for action, run in steps:
+            for ledger in (kept, own):
+                ledger.add(*run) if action == "add" else ledger.remove(*run)
+        after = Ledger(SharedChunks(os.dup(chunks.fd)))
+        assert list(after.runs()) == list(own.runs()) == list(kept.runs())
+        assert after.count == own.count == kept.count
+        after.clear()
+        assert after.count == 0
+        assert list(after.runs()) == []
+    finally:
+        chunks.close()

@@ -177,7 +177,7 @@ class Queues:
         """Ask the guest for new statistics; return whether it was possible to ask."""
         for index, queue in self._queues.items():
             if self._device.role(index) is BalloonQueue.STATS and self.is_active(index):
-                notify = self._device.request_statistics(queue)
+                notify = self._device.statistics.give_back(queue)
                 if notify:
                     self._interrupt(index)
                 return notify is not None

@@ -210,7 +210,7 @@ class Rings:
             return False
         for vring in self._vrings:
             if vring.is_active and self._device.role(vring.index) is BalloonQueue.STATS:
-                notify = self._device.request_statistics(vring.queue)
+                notify = self._device.statistics.give_back(vring.queue)
                 if notify:
                     vring.interrupt()
                 return notify is not None
