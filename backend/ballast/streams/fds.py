@@ -85,6 +85,11 @@ class FdSet:
             raise InternalError("no file descriptor to take")
         return self._fds.pop(0)
 
+    def take_all(self) -> list[int]:
+        """Hand all descriptors over to the caller, who must close them."""
+        taken, self._fds = self._fds, []
+        return taken
+
     def close(self) -> None:
         """Close what nobody took."""
         while self._fds:

@@ -2,8 +2,12 @@
 
 A descriptor belongs to the message whose first byte it came with. The kernel never lets one
 `recvmsg` run past the bytes that descriptors arrived with, but it does glue messages *without*
-descriptors in front of one that has some. So a reader asks for exactly the bytes of one header,
-then for exactly its payload; `MessageSocket` does only that.
+descriptors in front of one that has some. So what was read together with descriptors has to be
+read again, in exactly the units that they may belong to.
+
+What was looked at (`peek`) stays in the socket until it is consumed, descriptors included, and so
+survives whoever looked. The socket itself remembers for a successor what became of the message at
+its front: see `mark`.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
@@ -19,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ballast.streams.fds import FdSet
+from ballast.streams.outbox import Outbox
 from ballast_protocol.errors import MalformedError, OperatorError, PeerError
 
 MAX_FDS = 16
@@ -27,11 +33,17 @@ MAX_FDS = 16
 MAX_PENDING_BYTES = 1 << 16
 """Replies that the peer has not read yet; a peer that asks and never reads is cut off."""
 
+_NO_ROOM_FOR_FDS = "replies were left unread, and the next one carries descriptors"
+
+_SO_PEEK_OFF = 42
+"""asm-generic/socket.h; Python has no name for it."""
+
 _INT = struct.Struct("i")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * _INT.size)
 _UCRED = struct.Struct("iII")
 
 
-def receive(sock: socket.socket, size: int, fds: FdSet) -> bytes | None:
+def receive(sock: socket.socket, size: int, fds: FdSet, flag: int = 0) -> bytes | None:
     """Return up to `size` bytes of a socket, adding descriptors that came with them to `fds`.
 
     Returns:
@@ -42,7 +54,7 @@ def receive(sock: socket.socket, size: int, fds: FdSet) -> bytes | None:
     """
     try:
         data, ancillary, flags, _ = sock.recvmsg(
-            size, socket.CMSG_SPACE(MAX_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC
+            size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | flag
         )
     except (BlockingIOError, InterruptedError):
         return None
@@ -68,14 +80,26 @@ class MessageSocket:
         self,
         sock: socket.socket,
         readable: Callable[[], None],
-        failed: Callable[[OSError], None],
+        failed: Callable[[PeerError], None],
+        outbox: Outbox | None = None,
     ) -> None:
+        """Take over a connected socket, and what a predecessor has yet to send over it."""
         sock.setblocking(False)
         self._sock = sock
+        self._readable = readable
         self._failed = failed
-        self._outgoing = bytearray()
+        self._peek_at = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
+        self._is_writing = False
+        self.outbox = outbox or Outbox()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, readable)
+
+    @property
+    def fd(self) -> int:
+        """The socket's descriptor, which stays its own."""
+        return self._sock.fileno()
+
+    # Reading ---------------------------------------------------------------------------------
 
     def receive(self, size: int, fds: FdSet) -> bytes | None:
         """Return up to `size` bytes, adding descriptors that came with them to `fds`.
@@ -88,15 +112,80 @@ class MessageSocket:
         """
         return receive(self._sock, size, fds)
 
+    def peek(self, size: int, fds: FdSet, offset: int = 0) -> bytes | None:
+        """As `receive`, from `offset` on, but everything stays in the socket.
+
+        Descriptors are added anew each time that their bytes are looked at.
+        """
+        if offset and self._peek_at != offset:
+            self.mark(offset)
+        elif not offset:
+            self.rewind()
+        data = receive(self._sock, size, fds, socket.MSG_PEEK)
+        if data and self._peek_at >= 0:
+            self._peek_at += len(data)
+        return data
+
+    def rewind(self) -> None:
+        """Look at the front again, and leave no trace of having looked."""
+        if self._peek_at > 0:
+            self.mark(0)
+
+    def mark(self, value: int) -> None:
+        """Have the socket remember a number, for a successor, until something is consumed.
+
+        It is the position at which the kernel would look next (`SO_PEEK_OFF`, unix(7)). Consuming
+        bytes takes as many off it in the same system call, so that a number smaller than what is
+        consumed becomes 0: nobody can see the one without the other.
+        """
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, value)
+        self._peek_at = value
+
+    @property
+    def marked(self) -> int:
+        """The number of `mark`, as a predecessor may have left it; 0 or less if there is none."""
+        return self._sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
+
+    def consume(self, size: int) -> None:
+        """Take bytes out that were looked at; their descriptors go with them.
+
+        A message whose header came with descriptors and whose payload was sent apart takes two
+        system calls: there alone, a kill can come between. QEMU sends each message at once.
+
+        Raises:
+            PeerError: The connection broke.
+        """
+        while size > 0:
+            try:
+                taken = len(self._sock.recv(size))
+            except OSError as error:
+                raise PeerError(f"reading failed: {error}") from error
+            if not taken:
+                raise PeerError("bytes that had come are gone")
+            if self._peek_at > 0:
+                self._peek_at = max(self._peek_at - taken, 0)
+            size -= taken
+
+    def is_ended(self) -> bool:
+        """Return whether the peer will send no more, though bytes may be left to be read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def pause(self, is_paused: bool) -> None:
+        """Stop telling that bytes are there, or tell again."""
+        if is_paused:
+            self._loop.remove_reader(self._sock)
+        else:
+            self._loop.add_reader(self._sock, self._readable)
+
     def has_input(self) -> bool:
         """Return whether bytes, or the end of the stream, are waiting to be read."""
-        try:
-            self._sock.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
-            return True
-        return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    # Writing ---------------------------------------------------------------------------------
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send everything, now or as soon as the peer reads.
@@ -108,45 +197,51 @@ class MessageSocket:
         Raises:
             PeerError: The peer is gone, or has left too many replies unread.
         """
-        if not data:
-            return
-        if fds and self._outgoing:
-            raise PeerError("replies were left unread, and the next one carries descriptors")
-        if not self._outgoing:
-            sent = self._send_now(data, fds)
-            if fds and not sent:
-                raise PeerError("replies were left unread, and the next one carries descriptors")
-            data = data[sent:]
-        if not data:
-            return
-        if not self._outgoing:
-            self._loop.add_writer(self._sock, self._writable)
-        self._outgoing += data
-        if len(self._outgoing) > MAX_PENDING_BYTES:
-            raise PeerError(f"{len(self._outgoing)} bytes of replies were left unread")
+        if data:
+            if fds and self.outbox.pending:
+                raise PeerError(_NO_ROOM_FOR_FDS)
+            self.outbox.append(data)
+            self.flush(fds)
 
-    def _send_now(self, data: bytes, fds: Sequence[int]) -> int:
+    def flush(self, fds: Sequence[int] = ()) -> None:
+        """Send what is in the outbox, now or as soon as the peer reads.
+
+        Args:
+            fds: Descriptors to go along with its first byte.
+
+        Raises:
+            PeerError: The peer is gone, or has left too many replies unread.
+        """
         try:
             if fds:
-                return socket.send_fds(self._sock, [data], list(fds), socket.MSG_NOSIGNAL)
-            return self._sock.send(data, socket.MSG_NOSIGNAL)
-        except (BlockingIOError, InterruptedError):
-            return 0
+                self._send_fds(fds)
+            is_done = self.outbox.flush(self._sock.fileno())
         except OSError as error:
             raise PeerError(f"writing failed: {error}") from error
+        if is_done == self._is_writing:
+            self._is_writing = not is_done
+            if is_done:
+                self._loop.remove_writer(self._sock)
+            else:
+                self._loop.add_writer(self._sock, self._writable)
+        if self.outbox.pending > MAX_PENDING_BYTES:
+            raise PeerError(f"{self.outbox.pending} bytes of replies were left unread")
+
+    def _send_fds(self, fds: Sequence[int]) -> None:
+        """Send descriptors with the beginning of what waits; `sendfile` cannot carry any."""
+        data = self.outbox.waiting()
+        try:
+            sent = socket.send_fds(self._sock, [data], list(fds), socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            raise PeerError(_NO_ROOM_FOR_FDS) from None
+        self.outbox.take(sent)
 
     def _writable(self) -> None:
         try:
-            sent = self._sock.send(self._outgoing, socket.MSG_NOSIGNAL)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
+            self.flush()
+        except PeerError as error:
             self._loop.remove_writer(self._sock)
             self._failed(error)
-            return
-        del self._outgoing[:sent]
-        if not self._outgoing:
-            self._loop.remove_writer(self._sock)
 
     def unread_by_peer(self) -> int:
         """Return how many bytes that we sent the peer has not taken yet (`SIOCOUTQ`).
@@ -162,6 +257,7 @@ class MessageSocket:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
             self._sock.close()
+            self.outbox.close()
 
 
 def peer_pid(sock: socket.socket) -> int | None:

@@ -6,6 +6,7 @@ and numbers of <linux/vfio.h>. All numbers travel in the host's byte order.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Annotated
@@ -205,6 +206,11 @@ class Header(Wire, byte_order=NATIVE):
     size: U32
     flags: Annotated[HeaderFlag, "I"] = HeaderFlag.COMMAND
     error: U32 = 0
+
+
+def message_bytes(header: bytes) -> int:
+    """Return how long a message claims to be, header and payload, by its whole header."""
+    return int.from_bytes(header[4:8], sys.byteorder)
 
 
 @dataclass(frozen=True, slots=True)

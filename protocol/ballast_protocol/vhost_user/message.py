@@ -6,6 +6,7 @@ travel in the host's byte order.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Annotated
@@ -242,6 +243,11 @@ class Header(Wire, byte_order=NATIVE):
     def need_reply(self) -> bool:
         """Whether the sender asks for an acknowledgement."""
         return bool(self.flags & HeaderFlag.NEED_REPLY)
+
+
+def message_bytes(header: bytes) -> int:
+    """Return how long a message claims to be, header and payload, by its whole header."""
+    return Header.SIZE + int.from_bytes(header[8:12], sys.byteorder)
 
 
 @dataclass(frozen=True, slots=True)

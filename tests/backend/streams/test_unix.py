@@ -37,11 +37,11 @@ class Ours:
 
     def __init__(self, sock: socket.socket) -> None:
         self.readable = asyncio.Event()
-        self.failures: list[OSError] = []
+        self.failures: list[PeerError] = []
         self.failed = asyncio.Event()
         self.socket = MessageSocket(sock, self.readable.set, self._fail)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: PeerError) -> None:
         self.failures.append(error)
         self.failed.set()
 
@@ -140,13 +140,16 @@ async def test_replies_wait_for_a_slow_reader_and_arrive_in_order() -> None:
 async def test_a_peer_that_never_reads_is_cut_off() -> None:
     async with pair() as (ours, _):
         ours.socket.send(bytes(SMALL_BUFFER + MAX_PENDING_BYTES // 2))
+        while not ours.socket.outbox.pending:
+            ours.socket.send(bytes(SMALL_BUFFER))
         with pytest.raises(PeerError, match="left unread"):
             ours.socket.send(bytes(MAX_PENDING_BYTES))
 
 
 async def test_a_delayed_write_tells_when_the_peer_is_gone() -> None:
     async with pair() as (ours, peer):
-        ours.socket.send(bytes(1 << 15))
+        while not ours.socket.outbox.pending:
+            ours.socket.send(bytes(1 << 14))
         peer.close()
         await ours.failed.wait()
         assert len(ours.failures) == 1
@@ -220,3 +223,50 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OperatorError, match="cannot look at"):
         clear_stale(tmp_path / "file" / "s")
+
+
+# Looking without taking
+
+
+async def test_what_is_looked_at_stays_with_its_descriptors() -> None:
+    async with pair() as (ours, peer):
+        fd = os.eventfd(0)
+        peer.send(b"one")
+        socket.send_fds(peer, [b"two"], [fd])
+        os.close(fd)
+        for _ in range(2):
+            with FdSet() as fds:
+                assert ours.socket.peek(100, fds) == b"onetwo"
+                assert len(fds) == 1
+        with FdSet() as fds:
+            assert ours.socket.peek(100, fds, 4) == b"wo"
+        ours.socket.consume(3)
+        with FdSet() as fds:
+            assert ours.socket.peek(100, fds) == b"two"
+            assert ours.socket.receive(100, fds) == b"two"
+            assert len(fds) == 2
+
+
+async def test_a_mark_lasts_until_something_is_consumed() -> None:
+    async with pair() as (ours, peer):
+        assert ours.socket.marked < 0
+        peer.send(b"a message" * 2)
+        with FdSet() as fds:
+            assert ours.socket.peek(9, fds) == b"a message"
+            ours.socket.mark(2)
+            assert ours.socket.marked == 2
+            ours.socket.consume(9)
+            assert ours.socket.marked == 0
+            assert ours.socket.peek(100, fds) == b"a message"
+            ours.socket.rewind()
+            assert ours.socket.marked == 0
+            assert ours.socket.peek(100, fds) == b"a message"
+
+
+async def test_what_is_gone_cannot_be_consumed() -> None:
+    async with pair() as (ours, peer):
+        peer.send(b"xy")
+        peer.close()
+        assert ours.socket.is_ended()
+        with pytest.raises(PeerError, match="are gone"):
+            ours.socket.consume(3)

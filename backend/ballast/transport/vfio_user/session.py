@@ -29,7 +29,7 @@ from ballast.virtio_pci.layout import Variant, make_layout
 from ballast_protocol.errors import GuestError, PeerError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.connection import ServerConnection
-from ballast_protocol.vfio_user.message import name_of
+from ballast_protocol.vfio_user.message import message_bytes, name_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Session:
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader[events.Request | events.Completion](
-            sock, self._connection, serve=self._take, ended=self._end
+            sock, self._connection, measure=message_bytes, serve=self._take, ended=self._end
         )
         self._socket, self._fds = self._reader.socket, self._reader.fds
 

@@ -21,7 +21,7 @@ from ballast.transport.vhost_user.rings import QUEUE_COUNT, Rings
 from ballast_protocol.errors import MalformedError, PeerError
 from ballast_protocol.vhost_user import events
 from ballast_protocol.vhost_user.connection import BackendConnection
-from ballast_protocol.vhost_user.message import ProtocolFeature
+from ballast_protocol.vhost_user.message import ProtocolFeature, message_bytes
 from ballast_protocol.virtio.balloon import BalloonConfig
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Session:
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader[events.Event](
-            sock, self._connection, serve=self._serve, ended=self._end
+            sock, self._connection, measure=message_bytes, serve=self._serve, ended=self._end
         )
         self._socket, self._fds = self._reader.socket, self._reader.fds
 
@@ -104,7 +104,7 @@ class Session:
                 reply = self._connection.ack(ok=False)
             if isinstance(event, events.Unsupported):
                 log.info("refused: %s", event.reason)
-            self._socket.send(reply)
+            self._reader.reply(reply)
 
     def _dispatch(self, event: events.Event) -> bytes:
         """Do what a request asks for and return the answer."""

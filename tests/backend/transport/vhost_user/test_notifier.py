@@ -10,6 +10,7 @@ import pytest
 
 from ballast.streams.unix import MessageSocket
 from ballast.transport.vhost_user.notifier import ConfigNotifier, NotifierCounts
+from ballast_protocol.errors import PeerError
 from ballast_protocol.vhost_user.channel import UNKNOWN_REQUEST
 from ballast_protocol.vhost_user.message import (
     REPLY_FLAGS,
@@ -54,7 +55,7 @@ class Channel:
         self.settling()
         return self.running
 
-    def _broken(self, error: OSError) -> None:
+    def _broken(self, error: PeerError) -> None:
         self._failed(str(error))
 
     def _failed(self, reason: str) -> None:
