@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ballast.state.bitmap import SharedChunks
@@ -63,3 +64,23 @@ class Lasting:
         self.chunks.close()
         self._store.drop("state")
         self._store.drop("ledger")
+
+
+def check(left: Mapping[str, int]) -> None:
+    """See whether everything that predecessors left of VMs in use can be used.
+
+    Args:
+        left: Descriptors by name, which stay the caller's.
+
+    Raises:
+        StateError: Something cannot.
+    """
+    for name, fd in left.items():
+        vm, _, what = name.rpartition("/")
+        if what in ("state", "ledger") and f"{vm}/connection" in left:
+            copy = os.dup(fd)
+            try:
+                (StateFile.open(copy) if what == "state" else SharedChunks(copy)).close()
+            except StateError:
+                os.close(copy)
+                raise

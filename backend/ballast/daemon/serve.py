@@ -17,7 +17,7 @@ from ballast.daemon.kept import Kept
 from ballast.daemon.logs import context_of
 from ballast.daemon.vm import VirtualMachine
 from ballast.streams.fdstore import FdStore, NoStore, VmStore
-from ballast_protocol.errors import OperatorError
+from ballast_protocol.errors import OperatorError, StateError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ async def serving(
 ) -> AsyncIterator[list[VirtualMachine]]:
     """Serve VMs while the context lasts; if one cannot start, none stays.
 
-    But if one cannot be taken over from a predecessor, everything is left for the next attempt.
+    If one cannot be taken over from a predecessor, what it left of that one stays in the store, for
+    a version that can; its QEMU waits.
 
     Args:
         configs: The VMs.
@@ -53,17 +54,39 @@ async def serving(
                 part = VmStore(store, config.name, left)
                 for what in part.left:
                     del left[f"{config.name}/{what}"]
-                machine = VirtualMachine(config, store=part, kept=kept)
-                await asyncio.create_task(machine.start(), context=context_of(machine.name))
-                stack.push_async_callback(machine.close)
-                machines.append(machine)
+                machine = await _started(config, part, kept)
+                if machine is not None:
+                    stack.push_async_callback(machine.close)
+                    machines.append(machine)
         except BaseException:
             if kept is not None and kept.is_restart:
                 stack.pop_all()
             raise
+        if not machines:
+            raise StateError("no VM could be taken over; the log says why")
         _drop(store, left)
         await stack.enter_async_context(in_fleets(machines, configs))
         yield machines
+
+
+async def _started(config: VmConfig, part: VmStore, kept: Kept | None) -> VirtualMachine | None:
+    """Return a VM that is being served; None if what a predecessor left of it cannot be used."""
+    machine = None
+    try:
+        machine = VirtualMachine(config, store=part, kept=kept)
+        await asyncio.create_task(machine.start(), context=context_of(machine.name))
+    except StateError as error:
+        if kept is None or not kept.is_restart:
+            raise
+        log.error(
+            "%s cannot be taken over, and its QEMU waits: %s %s", config.name, error, error.hint
+        )
+        part.freeze()
+        if machine is not None:
+            await machine.close()
+        part.drop_rest()
+        return None
+    return machine
 
 
 def _drop(store: FdStore, left: dict[str, int]) -> None:

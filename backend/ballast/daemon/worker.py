@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ballast.daemon import wishes
+from ballast.daemon import lasting, wishes
 from ballast.daemon.config import VmConfig
 from ballast.daemon.keeping import (
     NewKeeper,
@@ -132,6 +132,7 @@ def check_left(left: Mapping[str, int], configs: Sequence[VmConfig]) -> None:
         OperatorError: It cannot be.
     """
     wishes.check(left)
+    lasting.check(left)
     names = {config.name for config in configs}
     for name in left:
         vm, _, what = name.rpartition("/")

@@ -148,6 +148,7 @@ class VmStore:
         self.accepts = store.accepts
         self._store = store
         self._prefix = f"{vm}/"
+        self._is_frozen = False
         self._left = {
             name.removeprefix(self._prefix): fd
             for name, fd in left.items()
@@ -165,15 +166,21 @@ class VmStore:
         Raises:
             InternalError: The name cannot be one.
         """
-        self._store.put(self._prefix + what, fd)
+        if not self._is_frozen:
+            self._store.put(self._prefix + what, fd)
 
     def drop(self, what: str) -> None:
         """Let a descriptor go, if there is one of that name."""
-        self._store.drop(self._prefix + what)
+        if not self._is_frozen:
+            self._store.drop(self._prefix + what)
 
     def take(self, what: str) -> int | None:
         """Return what the predecessor left, which is the caller's then; the store keeps its own."""
         return self._left.pop(what, None)
+
+    def freeze(self) -> None:
+        """Have the store stay as it is from now on, for another attempt with what is there."""
+        self._is_frozen = True
 
     def drop_rest(self) -> None:
         """Let go of what the predecessor left and nobody took."""

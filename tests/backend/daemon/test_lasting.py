@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ballast.daemon.lasting import Lasting
+from ballast.daemon.lasting import Lasting, check
 from ballast.streams.fdstore import MemoryStore, VmStore
 from ballast_protocol.errors import StateError
 from support.fds import none_left_open
@@ -50,6 +50,22 @@ def connect(store: MemoryStore) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         store.put("vm/connection", ours.fileno())
+
+
+def test_what_a_successor_would_find_can_be_looked_at(store: MemoryStore) -> None:
+    connect(store)
+    before = Lasting(share(store))
+    left = store.take_all()
+    check(left)
+    os.pwrite(left["vm/state"], b"X" * 8, 0)
+    with pytest.raises(StateError):
+        check(left)
+    # Of a VM whose QEMU has gone it does not matter.
+    os.close(left.pop("vm/connection"))
+    check(left)
+    for fd in left.values():
+        os.close(fd)
+    before.close()
 
 
 def test_a_successor_finds_records_and_books(store: MemoryStore) -> None:

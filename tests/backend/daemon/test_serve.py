@@ -3,12 +3,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 from ballast.daemon.config import VmConfig
+from ballast.daemon.kept import Kept
 from ballast.daemon.serve import serve, serving, stop_signal
+from ballast.keeper.client import Takeover
+from ballast.streams.fdstore import MemoryStore
 from ballast_protocol.errors import OperatorError
 from support.backend import until
 from support.fds import none_left_open
@@ -76,3 +80,28 @@ async def test_a_daemon_lives_until_it_is_told(
         await serving_all
     assert f"QEMU (process {os.getpid()}) is still connected" in caplog.text
     assert os.listdir(root) == []
+
+
+async def test_a_vm_that_cannot_be_taken_over_is_left_alone(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its QEMU waits for a version that can; the other VMs do not."""
+    with MemoryStore() as store:
+        configs = [VmConfig(name="a"), VmConfig(name="b")]
+        first = Kept("parent", Takeover(), os.getpid())
+        async with serving(configs, store=store, kept=first) as machines:
+            ours, theirs = socket.socketpair()
+            store.put("a/connection", ours.fileno())
+            ours.close()
+            os.pwrite(store.held["a/state"], b"X" * 8, 0)
+            names = set(store.held)
+            then = Kept("parent", Takeover("restart"), os.getpid())
+            async with serving(configs, store=store, left=store.take_all(), kept=then) as heirs:
+                assert [machine.name for machine in heirs] == ["b"]
+                assert set(store.held) == names
+                theirs.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    theirs.recv(1)
+            theirs.close()
+            assert "a cannot be taken over, and its QEMU waits" in caplog.text
+            del machines
