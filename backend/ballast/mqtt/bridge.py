@@ -101,6 +101,7 @@ class Bridge:
     def event(self, vm_name: str, event: bytes) -> None:
         """Promise a QMP event of a VM to whoever listens."""
         self.outbox.event(self.topics.vm(vm_name).event, event.strip())
+        self._reporter.stir(vm_name)
 
     def go_on(self, vm_name: str, left: Promises | None, keep: Keeper) -> None:
         """Keep a VM's promises beyond the life of this process.
@@ -200,15 +201,15 @@ class Bridge:
     async def _converse(self, session: Session) -> None:
         self._session = session
         try:
-            await self._subscribe(session)
-            log.info("MQTT: connected to %s", self.config.address)
-            self._connected_since = self._unix_seconds()
-            self._error = session.refusal
-            self.outbox.connected()
-            self._stats_due.set()
             async with asyncio.TaskGroup() as group:
                 group.create_task(session.lost())
-                group.create_task(self._publish(session))
+                await self._subscribe(session)
+                log.info("MQTT: connected to %s", self.config.address)
+                self._connected_since = self._unix_seconds()
+                self._error = session.refusal
+                self.outbox.connected()
+                self._stats_due.set()
+                await self._publish(session)
         finally:
             # What could not be delivered is left to the will.
             session.is_leaving = self._leaving and not len(self.outbox)

@@ -157,9 +157,6 @@ class Desk:
         except OperatorError:
             # It ended with a process before this one, or the VM is not served any more.
             result = payloads.interrupted(vm.name)
-        except asyncio.CancelledError:
-            self._answer(vm.name, request, payloads.interrupted(vm.name))
-            raise
         self._answer(vm.name, request, result)
 
     def _answer(self, vm_name: str, request: Request, result: Mapping[str, object]) -> None:
@@ -175,7 +172,10 @@ class Desk:
 
     async def close(self) -> None:
         """Wait for no more results, and tell their receivers; the targets stay in force."""
-        running = list(self._running)
+        running = dict(self._running)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        for task, (vm_name, _, request) in running.items():
+            if task.cancelled():
+                self._answer(vm_name, request, payloads.interrupted(vm_name))

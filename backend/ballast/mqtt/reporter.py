@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 STATS_TIMEOUT_SECONDS = 5.0
 """How long a guest may take to send statistics before the old ones are sent with their age."""
 
+REST_FACTOR = 20
+"""How much longer than a look at a VM took is the rest after it."""
+
 MAX_ASKED = 32
 """How many guests are asked for statistics at the same time."""
 
@@ -39,24 +42,55 @@ class Reporter:
         self._discovery = discovery
         self._unix_seconds = unix_seconds
         self._failing: set[str] = set()
+        self._documented: dict[str, int | None] = {}
+        self._stirred: set[str] = set()
+        self._is_stirred = asyncio.Event()
         self._asked = asyncio.Semaphore(MAX_ASKED)
 
     # States -----------------------------------------------------------------------------------
 
     async def watch(self, interval_seconds: float) -> None:
-        """Say again and again what has changed; never returns."""
+        """Say again and again what has changed; never returns.
+
+        VMs that have made themselves felt are looked at after the interval, the others one after
+        the other, so that many VMs do not cost much more than few.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_all(interval_seconds))
+            group.create_task(self._watch_stirred(interval_seconds))
+
+    def stir(self, vm_name: str) -> None:
+        """Have a VM looked at soon, because something has happened to it."""
+        self._stirred.add(vm_name)
+        self._is_stirred.set()
+
+    async def _watch_all(self, interval_seconds: float) -> None:
         while True:
-            for vm in self._vms.values():
-                self._guarded(vm, self.look_at)
-                # Each takes a moment, and there may be hundreds: balloons come first.
-                await asyncio.sleep(0)
+            await self._look_at_each(list(self._vms))
             await asyncio.sleep(interval_seconds)
+
+    async def _watch_stirred(self, interval_seconds: float) -> None:
+        while True:
+            await self._is_stirred.wait()
+            self._is_stirred.clear()
+            stirred, self._stirred = self._stirred, set()
+            await self._look_at_each(stirred)
+            await asyncio.sleep(interval_seconds)
+
+    async def _look_at_each(self, names: Iterable[str]) -> None:
+        loop = asyncio.get_running_loop()
+        for name in names:
+            started = loop.time()
+            self._guarded(self._vms[name], self.look_at)
+            # Each takes a moment, and there may be hundreds: balloons come first.
+            await asyncio.sleep((loop.time() - started) * REST_FACTOR)
 
     def look_at(self, vm: BalloonControl) -> None:
         """Say how a VM is, if that has changed."""
         status = vm.status()
         topics = self._topics.vm(vm.name)
-        if self._discovery is not None:
+        if self._discovery is not None and self._documented.get(vm.name, 0) != vm.ram_bytes:
+            self._documented[vm.name] = vm.ram_bytes
             document = self._discovery.document(vm.name, vm.ram_bytes)
             self._outbox.retain(self._discovery.topic(vm.name), payloads.encode(document))
         available = payloads.is_available(status)

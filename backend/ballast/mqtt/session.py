@@ -224,6 +224,9 @@ class Session(aiomqtt.Client):
         if not self._connected.done() and not self._is_abandoned:
             self._connected.set_exception(aiomqtt.MqttError(_ENDED))
         self._on_disconnect(client, userdata, flags, reason_code, properties)
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            # Nobody may be waiting for it at this moment, and that is no reason to complain.
+            self._disconnected.exception()
 
     async def lost(self) -> None:
         """Wait until the connection is lost.
@@ -294,7 +297,7 @@ def explain(error: BaseException) -> str:
             "certificate authority with ca"
         )
     if isinstance(cause, ssl.SSLError):
-        return f"TLS with the broker fails: {cause.reason or cause}"
+        return f"TLS with the broker fails: {getattr(cause, 'reason', None) or cause}"
     # aiomqtt wraps what ended the connection into an error of its own.
     code = getattr(error, "rc", getattr(cause, "rc", None))
     if isinstance(code, ReasonCode):
