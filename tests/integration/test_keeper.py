@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +33,15 @@ def root(tmp_path: Path) -> Path:
 
 def paths_of(root: Path) -> VmPaths:
     return VmPaths("web", root)
+
+
+async def resizing(root: Path, wanted: Callable[[Any], bool]) -> Any:
+    """Return what is known of the VM's target, once it is as wanted."""
+    async with asyncio.timeout(60):
+        while True:
+            (status,) = await ballast_json(root, "status")
+            if wanted(status["resizing"]):
+                return status["resizing"]
 
 
 # The parent
@@ -65,6 +77,29 @@ async def test_a_worker_that_is_killed_is_replaced_and_upgraded(root: Path) -> N
         assert await served.ended() == 0
     assert not paths_of(root).directory.exists()
     assert not processes_of(root)
+
+
+async def test_a_resize_goes_on_when_its_worker_is_killed(root: Path) -> None:
+    async with daemon(root, "serve", "web", "--keeper", "parent"):
+        first = await keeper_status(root)
+        await ballast(root, "set", "web", "2G")
+        waiting = asyncio.create_task(
+            ballast(root, *("set", "web", "1G", "--wait", "-t", "15", "--rollback"), status=3)
+        )
+        await resizing(root, lambda found: found["current"] is not None)
+        os.kill(first["worker-pid"], signal.SIGKILL)
+        await status_with(root, restarts=1)
+        found = await resizing(root, lambda found: True)
+        assert found["current"] is None or found["current"]["id"] == 1
+        # Who waits has the result, although it comes from another process than the number.
+        assert "no QEMU has connected after 15 s; the target is 2 GiB again" in await waiting
+        await ballast(root, "hold", "web", "--reason", "a test")
+        os.kill((await keeper_status(root))["worker-pid"], signal.SIGKILL)
+        await status_with(root, restarts=2)
+        complaint = await ballast(root, "set", "web", "1G", status=1)
+        assert "on hold: a test" in complaint
+        found = await resizing(root, lambda found: True)
+        assert (found["last"]["id"], found["last"]["result"]) == (1, "timed-out")
 
 
 async def test_a_configuration_that_is_broken_stops_an_upgrade_and_no_restart(root: Path) -> None:

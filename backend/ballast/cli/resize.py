@@ -15,6 +15,7 @@ from ballast.cli.common import (
     JsonFlag,
     VmName,
     console,
+    dig,
     messages,
     print_json,
     qmp_socket,
@@ -173,9 +174,14 @@ async def _value(client: qmp.BalloonClient, vm: str, size: SizeWanted) -> int:
         ram if isinstance(ram, int) else None, target if isinstance(target, int) else None
     )
     if isinstance(ram, int) and value > ram:
-        note = f"{vm} has {size_cell(ram)} in all; more cannot be given, so all of it is asked for"
-        messages.print(note, style="yellow", markup=False, highlight=False)
+        _note(f"{vm} has {size_cell(ram)} in all; more cannot be given, so all of it is asked for")
+    if dig(status, "resizing", "inhibit", "enabled"):
+        _note(f"{vm} gives nothing back to the host; `ballast status {vm}` says why")
     return value
+
+
+def _note(text: str) -> None:
+    messages.print(text, style="yellow", markup=False, highlight=False)
 
 
 async def _ask(
@@ -214,8 +220,7 @@ async def _resize(vm: str, size: SizeWanted, request: Mapping[str, object]) -> M
         try:
             return await Follow(qmp_socket(vm), show).resize({**request, "value": value})
         except asyncio.CancelledError:
-            note = f"{vm}: the resize goes on; end it with `ballast set {vm} --cancel`"
-            messages.print(note, style="yellow", markup=False, highlight=False)
+            _note(f"{vm}: the resize goes on; end it with `ballast set {vm} --cancel`")
             raise
 
 

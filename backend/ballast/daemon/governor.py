@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -17,9 +16,6 @@ from ballast.policy.resize import Observation, OnFailure, ResizeRequest, is_ther
 from ballast.policy.result import ResizeResult
 from ballast.policy.snapshot import restore, snapshot
 from ballast_protocol.errors import OperatorError
-
-KEPT_RESULTS = 16
-"""Results that can still be asked for by their number."""
 
 
 class Steered(Protocol):
@@ -74,7 +70,6 @@ class GovernorLoop:
         self._timer: asyncio.Handle | None = None
         self._told: tuple[object, ...] = ()
         self._waiting: dict[int, list[asyncio.Future[ResizeResult]]] = {}
-        self._results: OrderedDict[int, ResizeResult] = OrderedDict()
 
     def begin(self, values: Mapping[str, object] | None = None) -> None:
         """Ask for what is wanted from the start, or go on where a predecessor stopped.
@@ -150,8 +145,9 @@ class GovernorLoop:
         Raises:
             OperatorError: It is not known, or the VM is no longer served.
         """
-        if number in self._results:
-            return self._results[number]
+        for result in self._governor.results:
+            if result.id == number:
+                return result
         if self._governor.resize is None or self._governor.resize.id != number:
             raise OperatorError(f"there is no resize {number}, or it ended long ago")
         future: asyncio.Future[ResizeResult] = asyncio.get_running_loop().create_future()
@@ -193,7 +189,9 @@ class GovernorLoop:
     def status(self) -> dict[str, object]:
         """Return everything there is to know of the target, ready for JSON."""
         seen, now, governor = self._steered.observe(), self._clock(), self._governor
-        hold, inhibit, last = governor.hold_reason, governor.inhibit_reason, governor.last
+        # Where nobody watches, this is when the guest is looked at.
+        governor.follow(seen, now)
+        hold, inhibit = governor.hold_reason, governor.inhibit_reason
         return {
             "guest": governor.guest_state(seen, now).value,
             "asked-bytes": governor.asked_bytes,
@@ -201,7 +199,7 @@ class GovernorLoop:
             "hold": {"enabled": hold is not None, "reason": hold or ""},
             "inhibit": {"enabled": inhibit is not None, "reason": inhibit or ""},
             "current": self._progress(seen, now),
-            "last": None if last is None else last.as_dict(),
+            "last": governor.results[-1].as_dict() if governor.results else None,
         }
 
     # What happens ----------------------------------------------------------------------------
@@ -279,9 +277,6 @@ class GovernorLoop:
         }
 
     def _ended(self, result: ResizeResult) -> None:
-        self._results[result.id] = result
-        while len(self._results) > KEPT_RESULTS:
-            self._results.popitem(last=False)
         self._steered.emit("BALLAST_RESIZE_DONE", result.as_dict())
         for future in self._waiting.pop(result.id, ()):
             if not future.done():

@@ -29,6 +29,9 @@ from ballast_protocol.errors import OperatorError
 LOOK_SECONDS = 0.25
 """How often a guest is looked at while a resize is watched."""
 
+KEPT_RESULTS = 8
+"""Results that can still be asked for."""
+
 _MIN_MOVING_SECONDS = 1.0
 """A guest is not called slow before it has moved for as long as this."""
 
@@ -86,7 +89,7 @@ class Governor:
         hold_reason: Why the target is on hold; None if it is not.
         inhibit_reason: Why nothing is given back; None if it is.
         resize: The resize that is being watched.
-        last: The result of the one before.
+        results: What came of the last few, oldest first.
         next_id: The number of the next one.
     """
 
@@ -95,8 +98,8 @@ class Governor:
     hold_reason: str | None = None
     inhibit_reason: str | None = None
     resize: Resize | None = None
-    last: ResizeResult | None = None
     next_id: int = 1
+    results: list[ResizeResult] = field(default_factory=list)
     asked_bytes: int | None = field(init=False)
     pace: Pace = field(init=False)
     movement: Movement = field(init=False)
@@ -230,7 +233,7 @@ class Governor:
     def advance(self, seen: Observation, now: float) -> None:
         """Take note of what is seen: move on, or end the resize."""
         self._step(seen, now)
-        self._follow(seen, now)
+        self.follow(seen, now)
         resize = self.resize
         if resize is None:
             return
@@ -240,6 +243,14 @@ class Governor:
         if resize.initial_bytes is None:
             resize.initial_bytes = seen.actual_bytes
         self._judge(resize, seen, now)
+
+    def follow(self, seen: Observation, now: float) -> None:
+        """Note whether the guest moves; one that is there or cannot move is not stuck."""
+        asked, actual = attainable(self.asked_bytes, seen.ram_bytes), seen.actual_bytes
+        if not seen.is_running or asked is None or actual is None or is_there(actual, asked):
+            self.movement.restart(actual, seen.attempts, now)
+        else:
+            self.movement.look(actual, asked, seen.attempts, now)
 
     def next_look(self, seen: Observation, now: float) -> float | None:
         """Return when `advance` is due; None if only when something happens."""
@@ -320,14 +331,6 @@ class Governor:
             return None
         return self.pace.next_step(asked, wanted)
 
-    def _follow(self, seen: Observation, now: float) -> None:
-        """Note whether the guest moves; one that is there or cannot move is not stuck."""
-        asked, actual = attainable(self.asked_bytes, seen.ram_bytes), seen.actual_bytes
-        if not seen.is_running or asked is None or actual is None or is_there(actual, asked):
-            self.movement.restart(actual, seen.attempts, now)
-        else:
-            self.movement.look(actual, asked, seen.attempts, now)
-
     def _judge(self, resize: Resize, seen: Observation, now: float) -> None:
         resize.was_connected |= seen.is_connected
         then = resize.request.on_failure
@@ -358,7 +361,7 @@ class Governor:
             self._aim(resize.previous_bytes, resize.previous_rate_bytes, seen, now)
         elif then is OnFailure.SETTLE:
             self._aim(seen.actual_bytes, self.pace.rate_bytes, seen, now)
-        self.last = ResizeResult(
+        result = ResizeResult(
             id=resize.id,
             outcome=outcome,
             guest=guest,
@@ -370,5 +373,6 @@ class Governor:
             tries=tries,
             then=then,
         )
-        self._ended.append(self.last)
-        return self.last
+        self.results = [*self.results, result][-KEPT_RESULTS:]
+        self._ended.append(result)
+        return result

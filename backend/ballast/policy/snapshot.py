@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ballast.policy.governor import Governor, Resize
-from ballast.policy.resize import OnFailure, ResizeRequest
+from ballast.policy.governor import KEPT_RESULTS, Governor, Resize
+from ballast.policy.resize import GuestState, OnFailure, Outcome, ResizeRequest
+from ballast.policy.result import ResizeResult
 from ballast_protocol.errors import OperatorError
 
 VERSION = 1
@@ -27,6 +28,7 @@ def snapshot(governor: Governor) -> dict[str, object]:
         "inhibit-reason": governor.inhibit_reason,
         "next-id": governor.next_id,
         "resize": None if resize is None else _resize_values(resize),
+        "results": [_result_values(each) for each in governor.results],
     }
 
 
@@ -47,6 +49,21 @@ def _resize_values(resize: Resize) -> dict[str, object]:
     }
 
 
+def _result_values(result: ResizeResult) -> dict[str, object]:
+    return {
+        "id": result.id,
+        "outcome": result.outcome.value,
+        "guest": result.guest.value,
+        "initial-bytes": result.initial_bytes,
+        "final-bytes": result.final_bytes,
+        "wanted-bytes": result.wanted_bytes,
+        "in-force-bytes": result.in_force_bytes,
+        "seconds": result.seconds,
+        "tries": result.tries,
+        "then": result.then.value,
+    }
+
+
 def restore(governor: Governor, values: Mapping[str, object], now: float) -> None:
     """Go on where another process stopped; a resize in progress goes on too.
 
@@ -60,6 +77,7 @@ def restore(governor: Governor, values: Mapping[str, object], now: float) -> Non
         rate, next_id = _number(values, "rate-bytes"), _number(values, "next-id")
         hold, inhibit = _text(values, "hold-reason"), _text(values, "inhibit-reason")
         resize = _resize(values["resize"], now)
+        results = _results(values.get("results", []))
     except (KeyError, TypeError, ValueError) as error:
         raise OperatorError(f"the saved target cannot be read: {error!r}") from error
     governor.target_bytes, governor.asked_bytes = target, asked
@@ -67,7 +85,7 @@ def restore(governor: Governor, values: Mapping[str, object], now: float) -> Non
     governor.pace.restart(now)
     governor.movement.restart(None, None, now)
     governor.hold_reason, governor.inhibit_reason = hold, inhibit
-    governor.resize = resize
+    governor.resize, governor.results = resize, results
 
 
 def _resize(values: object, now: float) -> Resize | None:
@@ -96,6 +114,29 @@ def _resize(values: object, now: float) -> Resize | None:
         previous_rate_bytes=_number(values, "previous-rate-bytes"),
         moving_seconds=float(values["moving-seconds"]),
         looked_at=now,
+    )
+
+
+def _results(values: object) -> list[ResizeResult]:
+    if not isinstance(values, list) or len(values) > KEPT_RESULTS:
+        raise TypeError("results")
+    return [_result(each) for each in values]
+
+
+def _result(values: object) -> ResizeResult:
+    if not isinstance(values, Mapping) or values["tries"] not in (None, True, False):
+        raise TypeError("results")
+    return ResizeResult(
+        id=_number(values, "id"),
+        outcome=Outcome(values["outcome"]),
+        guest=GuestState(values["guest"]),
+        initial_bytes=_size(values, "initial-bytes"),
+        final_bytes=_size(values, "final-bytes"),
+        wanted_bytes=_number(values, "wanted-bytes"),
+        in_force_bytes=_size(values, "in-force-bytes"),
+        seconds=float(values["seconds"]),
+        tries=values["tries"],
+        then=OnFailure(values["then"]),
     )
 
 

@@ -12,10 +12,10 @@ import pytest
 
 import ballast
 from ballast.daemon.config import VmConfig
-from ballast.daemon.governor import KEPT_RESULTS, GovernorLoop
+from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.vm import VirtualMachine
-from ballast.policy.governor import Governor, HeldError, InhibitedError
+from ballast.policy.governor import KEPT_RESULTS, Governor, HeldError, InhibitedError
 from ballast.policy.resize import OnFailure, Outcome, ResizeRequest
 from ballast.policy.snapshot import snapshot
 from ballast_protocol.errors import OperatorError
@@ -278,6 +278,16 @@ async def test_values_that_cannot_be_read_are_refused() -> None:
     vm = FakeBalloonControl()
     with pytest.raises(OperatorError, match="saved target"):
         vm.governor.begin({"version": 1})
+
+
+async def test_a_target_that_nobody_watches_is_looked_at_with_the_status() -> None:
+    vm, now = FakeBalloonControl(follows=False), 100.0
+    governor = GovernorLoop(vm, Governor(), clock=lambda: now)
+    governor.set_target(512 * MIB)
+    for state, actual in (("moving", 1500), ("moving", 1000), ("stalled", 1000), ("settled", 512)):
+        now += 60
+        vm.actual_bytes = actual * MIB
+        assert governor.status()["guest"] == state
 
 
 # Nobody else

@@ -64,6 +64,22 @@ def test_numbers_are_not_given_twice() -> None:
     assert guest.governor.start_resize(ResizeRequest(GIB), guest.seen, guest.now) == 2
 
 
+def test_results_can_still_be_asked_for() -> None:
+    guest = in_the_middle()
+    guest.run(60)
+    before = guest.governor.results
+    successor(guest)
+    assert guest.governor.results == before == guest.results
+
+
+def test_what_an_older_version_did_not_save_is_not_missed() -> None:
+    guest = in_the_middle()
+    values = snapshot(guest.governor)
+    del values["results"]
+    restore(guest.governor, values, guest.now)
+    assert guest.governor.results == []
+
+
 def test_a_start_in_the_future_is_now() -> None:
     guest = in_the_middle()
     values = snapshot(guest.governor)
@@ -85,6 +101,10 @@ def test_a_start_in_the_future_is_now() -> None:
         {"resize": 1},
         {"resize": {}},
         {"resize": {"id": 1, "on-failure": "explode"}},
+        {"results": 1},
+        {"results": [1]},
+        {"results": [{"id": 1, "tries": 3}]},
+        {"results": [{"id": 1}] * 100},
     ],
 )
 def test_values_that_are_not_ours_change_nothing(change: dict[str, object]) -> None:
