@@ -249,7 +249,7 @@ async def test_a_flood_does_not_starve_a_neighbour(tmp_path: Path) -> None:
         await bad.start()
         await good.start()
         await bad.ring(INFLATE)  # has one question asked, whose answer would get into the flood
-        await until(lambda: not one.session._is_probing)
+        await until(lambda: not one.session._function.probe.state.is_waiting)
         end = asyncio.Event()
 
         async def flood() -> None:

@@ -249,7 +249,7 @@ async def test_an_answer_about_a_driver_that_is_gone_is_not_held_against_the_nex
     burst = machine.posted(StructureType.NOTIFY, 0, 2, 0) + machine.successor(fresh)
     await machine.client.send_raw(burst)
     await machine.settled()
-    await until(lambda: not backend.session._is_probing)
+    await until(lambda: not backend.session._function.probe.state.is_waiting)
     assert backend.session.problem == ""
 
 
@@ -304,5 +304,5 @@ async def test_a_refused_answer_says_nothing(backend: VfioBackend, machine: Vfio
     machine.client.ram = None
     await machine.start()
     await machine.inflate(FREE[0])
-    await until(lambda: not backend.session._is_probing)
+    await until(lambda: not backend.session._function.probe.state.is_waiting)
     assert backend.session.problem == ""

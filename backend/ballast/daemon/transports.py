@@ -6,6 +6,7 @@ from ballast.balloon.device import BalloonDevice
 from ballast.daemon.config import VmConfig
 from ballast.daemon.kept import Mode
 from ballast.daemon.paths import VmPaths
+from ballast.state.file import StateFile
 from ballast.streams.fdstore import VmStore
 from ballast.transport.server import DeviceServer
 from ballast.transport.vfio_user.server import VfioUserServer
@@ -14,7 +15,12 @@ from ballast.virtio_pci.layout import Variant
 
 
 def make_transport(
-    config: VmConfig, device: BalloonDevice, paths: VmPaths, store: VmStore, mode: Mode
+    config: VmConfig,
+    device: BalloonDevice,
+    paths: VmPaths,
+    store: VmStore,
+    state: StateFile,
+    mode: Mode,
 ) -> DeviceServer:
     """Return the server of a VM's device; nothing listens yet.
 
@@ -23,6 +29,7 @@ def make_transport(
         device: What is behind it.
         paths: Where it listens, unless the configuration says otherwise.
         store: Where its descriptors are kept.
+        state: Where all else is kept that a successor needs.
         mode: Who keeps them.
     """
     path, fd = None, config.fd
@@ -32,4 +39,5 @@ def make_transport(
         fd = None  # it was inherited by the parent, and is in the store as long as it lives
     if config.transport == "vhost-user":
         return VhostUserServer(device, path=path, fd=fd, store=store)
-    return VfioUserServer(device, path=path, fd=fd, variant=Variant(config.variant), store=store)
+    variant = Variant(config.variant)
+    return VfioUserServer(device, path=path, fd=fd, variant=variant, store=store, state=state)

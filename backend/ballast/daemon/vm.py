@@ -87,7 +87,7 @@ class VirtualMachine:
             cells=self._lasting.state.cells,
         )
         self._transport = make_transport(
-            config, self.device, self.paths, self._store, self.kept.mode
+            config, self.device, self.paths, self._store, self._lasting.state, self.kept.mode
         )
         self._monitor = QemuMonitor(config.qemu_qmp) if config.qemu_qmp else None
         if self._monitor is not None:

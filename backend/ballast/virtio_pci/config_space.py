@@ -144,10 +144,10 @@ class ConfigSpace:
         Raises:
             InternalError: It was another function.
         """
-        fixed = [old & ~mask for old, mask in zip(self._initial, self._mask, strict=True)]
-        if len(image) != len(fixed) or fixed != [
-            new & ~mask for new, mask in zip(image, self._mask, strict=True)
-        ]:
+        mask, old, new = (
+            int.from_bytes(each, "little") for each in (self._mask, self._initial, image)
+        )
+        if len(image) != len(self._initial) or (old ^ new) & ~mask:
             raise InternalError("the saved configuration space is that of another function")
         self._image[:] = image
 

@@ -88,6 +88,11 @@ class VirtioPci:
         config_space = self._config.read(0, self.layout.config_space_size)
         return VirtioPciState(deepcopy(self._registers.state), config_space)
 
+    def pack(self) -> bytes:
+        """Return what `save` returns, as bytes, and much faster."""
+        config_space = self._config.read(0, self.layout.config_space_size)
+        return VirtioPciState(self._registers.state, config_space).pack()
+
     @property
     def status(self) -> DeviceStatus:
         """The device status."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ballast.balloon.device import BalloonDevice
+from ballast.transport.kept import KeptFds
 from ballast.transport.vfio_user.page import ConfigPage
 from ballast.virtio_pci.layout import Layout
 from ballast_protocol.errors import InternalError
@@ -12,28 +13,46 @@ from ballast_protocol.errors import InternalError
 WATCH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Pauses between looks at the page after a queue was used; the last one repeats."""
 
+_PAGE = "page"
+
 
 class ConfigSharing:
     """Keeps a mapped configuration page and the device in step; does nothing if none is mapped."""
 
-    def __init__(self, device: BalloonDevice, layout: Layout) -> None:
+    def __init__(
+        self, device: BalloonDevice, layout: Layout, kept: KeptFds, *, is_resumed: bool = False
+    ) -> None:
+        """Make the page if there has to be one, or take over that of a predecessor.
+
+        Args:
+            device: The device.
+            layout: What may be mapped.
+            kept: Where the page's file is kept.
+            is_resumed: There was a predecessor.
+
+        Raises:
+            StateError: Its page is missing.
+        """
         self._device = device
         self._window = layout.mapped
-        self._page = ConfigPage(layout) if layout.mapped is not None else None
+        self._page: ConfigPage | None = None
+        if layout.mapped is not None:
+            self._page = ConfigPage(layout, kept.take(_PAGE) if is_resumed else None)
+            kept.put(_PAGE, self._page.fd)
         self._timer: asyncio.TimerHandle | None = None
         self._looks = 0
         self._loop = asyncio.get_running_loop()
 
     @property
-    def fd(self) -> int:
-        """The file that the client maps.
+    def page(self) -> ConfigPage:
+        """The page that the client maps.
 
         Raises:
             InternalError: There is none.
         """
         if self._page is None:
             raise InternalError("no part of this function can be mapped")
-        return self._page.fd
+        return self._page
 
     def show(self) -> None:
         """Let the guest see the fields that the device writes."""

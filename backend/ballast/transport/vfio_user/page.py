@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import struct
 
 from ballast.virtio_pci.layout import Layout
 from ballast_protocol.errors import InternalError
@@ -20,6 +21,9 @@ from ballast_protocol.virtio.balloon import BalloonConfig
 
 _NUM_PAGES, _ACTUAL, _HINT_COMMAND, _POISON = range(4)
 _FIELD_BYTES = 4
+_FLOCK = struct.Struct("@hhqqi0q")
+"""`struct flock` of 64-bit machines: type, whence, start, length, process."""
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -30,8 +34,8 @@ class ConfigPage:
         fd: The file, to be sent along with the region's description.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        """Make the file, all zeros.
+    def __init__(self, layout: Layout, fd: int | None = None) -> None:
+        """Make the file, all zeros, or take over the one that the client has mapped.
 
         Raises:
             InternalError: The layout has nothing to map.
@@ -39,17 +43,36 @@ class ConfigPage:
         window = layout.mapped
         if window is None:
             raise InternalError("no part of this layout can be mapped")
-        self.fd = os.memfd_create("ballast-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = _make(layout.bars[window.bar]) if fd is None else fd
         try:
-            os.ftruncate(self.fd, layout.bars[window.bar])
-            # The client gets the file too, and must not be able to take the page from under us.
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
             self._mapping = mmap.mmap(self.fd, window.length, offset=window.offset)
         except OSError:
             os.close(self.fd)
             raise
         # One aligned 32-bit store or load per field: the guest must not see half of a number.
         self._fields = memoryview(self._mapping).cast("I")
+
+    def pass_on(self, number: int) -> int:
+        """Return another descriptor for the page, the caller's, to be sent to the client.
+
+        Whether it was sent can be asked for afterwards, by whoever has the page: it bears a lock
+        that lasts as long as anybody has the descriptor or what was mapped with it.
+
+        Args:
+            number: Which one it is.
+        """
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock(number))
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def was_passed_on(self, number: int) -> bool:
+        """Return whether somebody has what `pass_on` has returned for this number."""
+        found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _lock(number))
+        return int(_FLOCK.unpack(found)[0]) != fcntl.F_UNLCK
 
     def show(self, config: BalloonConfig) -> None:
         """Show the guest the fields that the device writes; the others are the guest's."""
@@ -86,3 +109,20 @@ class ConfigPage:
         self._fields.release()
         self._mapping.close()
         os.close(self.fd)
+
+
+def _lock(number: int) -> bytes:
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+
+
+def _make(size_bytes: int) -> int:
+    """Return a new file that nobody can make smaller."""
+    fd = os.memfd_create("ballast-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        # The client gets the file too, and must not be able to take the page from under us.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

@@ -59,6 +59,8 @@ class Queues:
         self._whole_bytes = 0
         self._settling: asyncio.TimerHandle | None = None
         self._queues: dict[int, SplitQueue] = {}
+        self._resumed: set[int] = set()
+        self._due: set[int] | None = None
         self._broken: set[int] = set()
         self._problems: dict[int, str] = {}
         self._slices = SliceServer(device, self)
@@ -68,6 +70,11 @@ class Queues:
     def problem(self) -> str:
         """What keeps a queue from working; empty if nothing does."""
         return next(iter(self._problems.values()), "")
+
+    @property
+    def whole_bytes(self) -> int:
+        """How much memory there was when all of it was there."""
+        return self._whole_bytes
 
     def is_active(self, index: int) -> bool:
         """Return whether buffers may be taken from a queue now."""
@@ -98,11 +105,38 @@ class Queues:
             log.error("%s", text)
         self._problems[index] = text
 
+    # While a message is being served ---------------------------------------------------------
+
+    def hold(self) -> None:
+        """Serve nothing before `release`: what was decided is to be saved first."""
+        self._due = set()
+
+    def release(self) -> None:
+        """Serve what was to be served meanwhile."""
+        due, self._due = self._due or set(), None
+        for index in sorted(due):
+            self.serve(index)
+
+    # Life ------------------------------------------------------------------------------------
+
     def start(self, states: dict[int, QueueState]) -> None:
         """Begin with the queues that a driver has set up, and perhaps filled before that."""
         self.stop()
         for index, state in states.items():
             self.add(index, state)
+
+    def resume(self, states: dict[int, QueueState], memory: MemoryMap, whole_bytes: int) -> None:
+        """Go on where a predecessor has stopped, which only the used rings tell.
+
+        Args:
+            states: The queues as the driver set them up.
+            memory: What there is of its memory at the moment.
+            whole_bytes: How much there was before QEMU began to take it away, if it has.
+        """
+        self._whole_bytes = whole_bytes
+        self._queues = {index: SplitQueue(state, _resolve) for index, state in states.items()}
+        self._resumed = set(self._queues)
+        self.use(memory)
 
     def add(self, index: int, state: QueueState) -> None:
         """Begin with one more queue, into which the driver has put nothing before."""
@@ -118,14 +152,28 @@ class Queues:
                 text = f"queue {index} cannot be used: {error}"
                 self._report(index, text if self._memory.regions else NO_SHARED_MEMORY)
         else:
+            self._find_position(index)
             if index not in self._broken:
                 self._problems.pop(index, None)
+
+    def _find_position(self, index: int) -> None:
+        """Take the position of a resumed queue from its used ring: what is not there is not done.
+
+        The driver could have written another one there, to its own harm: whatever it says, only
+        what is in its own rings is served.
+        """
+        if index in self._resumed:
+            self._resumed.discard(index)
+            queue = self._queues[index]
+            queue.adopt_used_index()
+            queue.state.next_avail = queue.state.next_used
 
     def stop(self) -> None:
         """Let go of all queues: the driver has reset the device."""
         self._slices.forget()
         self.let_go()
         self._queues.clear()
+        self._resumed.clear()
         self._broken.clear()
         self._problems.clear()
 
@@ -164,6 +212,9 @@ class Queues:
 
     def serve(self, index: int) -> None:
         """Serve what the driver has put into a queue."""
+        if self._due is not None:
+            self._due.add(index)
+            return
         queue = self._queues.get(index)
         if queue is not None:
             self._slices.serve(index, queue)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ballast.balloon.device import BalloonDevice
+from ballast.state.file import StateFile
 from ballast.streams.fdstore import VmStore
 from ballast.transport.server import DeviceServer
 from ballast.transport.vfio_user.refusal import Refusal
@@ -31,14 +32,34 @@ class VfioUserServer(DeviceServer):
         variant: Variant = Variant.MSIX_MAPPED,
         changed: Callable[[], None] = lambda: None,
         store: VmStore | None = None,
+        state: StateFile | None = None,
     ) -> None:
+        """Serve as `DeviceServer` does.
+
+        Args:
+            device: What is served, as a predecessor left it if there was one.
+            path: Where to listen.
+            fd: A listening or a connected socket.
+            variant: How interrupts and config reads reach the guest.
+            changed: Called when a VMM has come or gone.
+            store: Where descriptors are kept for a successor.
+            state: Where all else is kept for it; None if there will be none.
+        """
         super().__init__(path=path, fd=fd, changed=changed, store=store)
         self._device = device
         self._variant = variant
+        self._state = state
         self._refusals: set[Refusal] = set()
 
     def _open(self, sock: socket.socket, ended: Callable[[str], None]) -> Session:
-        return Session(sock, self._device, variant=self._variant, ended=ended)
+        return Session(
+            sock,
+            self._device,
+            variant=self._variant,
+            ended=ended,
+            store=self._store,
+            state=self._state,
+        )
 
     def _refuse(self, sock: socket.socket) -> None:
         if len(self._refusals) < MAX_REFUSALS:

@@ -1,8 +1,13 @@
 """One vfio-user client's connection: its requests, its memory, and the function in front of it.
 
-A reply goes out before the work that a request causes: QEMU holds its global lock while it waits,
-and a server that worked first would stop the virtual machine for that long. The one exception is
-DMA_UNMAP, whose reply says that the memory is no longer in use.
+A reply goes out before the rings are served that a request speaks of: QEMU holds its global lock
+while it waits, and a server that worked first would stop the virtual machine for that long.
+
+A session outlives its process. What a request changes is saved together with the fact that it was
+served, as a whole; its reply is sent after that, and rings are served after that. A successor that
+is killed into the place of this one goes on with the next request, or serves this one again, and
+nothing of it was seen by anybody then. Rings need not be saved: how far a queue was served stands
+in its used ring.
 """
 
 from __future__ import annotations
@@ -15,26 +20,32 @@ from collections import Counter
 from collections.abc import Callable
 
 from ballast.balloon.device import BalloonDevice
+from ballast.balloon.state import DeviceState, restore, save
+from ballast.state.file import StateFile
+from ballast.streams.fds import FdSet
+from ballast.streams.fdstore import VmStore
+from ballast.streams.outbox import Outbox
 from ballast.streams.unix import peer_pid
-from ballast.transport.base import NO_SHARED_MEMORY
-from ballast.transport.reader import MessageReader
-from ballast.transport.vfio_user.config import ConfigSharing
-from ballast.transport.vfio_user.irqs import Irqs
+from ballast.transport.kept import KeptFds
+from ballast.transport.reader import MessageReader, Position
+from ballast.transport.records import SessionRecords
+from ballast.transport.vfio_user.function import Function
 from ballast.transport.vfio_user.memory import DmaMemory
-from ballast.transport.vfio_user.model import BalloonModel, describe
-from ballast.transport.vfio_user.queues import Queues
-from ballast.virtio_pci import effects as pci
-from ballast.virtio_pci.device import VirtioPci
-from ballast.virtio_pci.layout import Variant, make_layout
-from ballast_protocol.errors import GuestError, PeerError
+from ballast.transport.vfio_user.model import describe
+from ballast.transport.vfio_user.saved import RECORD, SavedSession
+from ballast.virtio_pci.layout import Variant
+from ballast_protocol.errors import PeerError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.message import message_bytes, name_of
+from ballast_protocol.vfio_user.state import ConnectionState
 
 log = logging.getLogger(__name__)
 
-_AVAIL_HEAD_BYTES = 4
-"""Flags and index of an available ring."""
+_OUTBOX = "outbox"
+
+_ACCESSES = (events.RegionRead, events.RegionWrite, events.RegionWriteMulti)
+"""What changes nothing but the function, which is compared with what was saved last."""
 
 
 class Session:
@@ -51,59 +62,153 @@ class Session:
         *,
         variant: Variant,
         ended: Callable[[str], None],
+        store: VmStore,
+        state: StateFile | None = None,
     ) -> None:
         """Take over a connected socket.
 
         Args:
             sock: The connection.
-            device: What is behind it.
+            device: What is behind it, as a predecessor left it if there was one.
             variant: How interrupts and config reads reach the guest.
             ended: Called once, with a reason, when the connection is over.
+            store: Where descriptors are kept for a successor.
+            state: Where all else is kept for it; None if there will be none.
+
+        Raises:
+            StateError: There was a predecessor, and what it left cannot be used.
+            PeerError: There was one, and the client is gone.
         """
         self.pid = peer_pid(sock)
         self._device = device
         self._ended = ended
-        model = BalloonModel(device)
-        layout = make_layout(
-            variant,
-            queue_count=model.queue_count,
-            config_size=model.config_size,
-            has_function_reset=True,
-        )
-        self._pci = VirtioPci(model, layout)
-        self._connection = ServerConnection(describe(layout))
-        self._memory = DmaMemory(self._memory_damaged)
-        self._irqs = Irqs(self._unmasked)
-        self._queues = Queues(
+        self._records: SessionRecords[SavedSession] | None = None
+        if state is not None:
+            self._records = SessionRecords(state, sock, RECORD, SavedSession)
+        left = None if self._records is None else self._records.load()
+        saved, position = left or (None, Position())
+        self._kept = KeptFds(store)
+        self._memory = DmaMemory(self._kept, self._memory_damaged)
+        self._function = Function(
             device,
-            may_run=lambda: self._pci.is_running,
-            interrupt=self._interrupt_queue,
-            broke=self._queue_broke,
+            variant,
+            self._kept,
+            saved=None if saved is None else saved.function,
+            changed=self._save_now,
         )
-        self._config = ConfigSharing(device, layout)
+        self._connection = ServerConnection(
+            describe(self._function.layout), state=_connection(saved)
+        )
         self._messages: Counter[str] = Counter()
-        self._probe: int | None = None
-        self._is_probing = self._is_probed = self._is_private = False
-        self._is_closed = False
+        self._is_closed = self._has_changed = False
+        self._last: tuple[bytes, DeviceState] | None = None
+        self._page_fds = FdSet()
+        self._page_reply_end = 0 if saved is None else saved.page_reply_end
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader[events.Request | events.Completion](
-            sock, self._connection, measure=message_bytes, serve=self._take, ended=self._end
+            sock,
+            self._connection,
+            measure=message_bytes,
+            serve=self._take,
+            ended=self._end,
+            save=None if self._records is None else self._save,
+            saved=self._was_saved,
+            position=position,
+            outbox=self._outbox(position, is_resumed=saved is not None),
         )
-        self._socket, self._fds = self._reader.socket, self._reader.fds
+        self._fds = self._reader.fds
+        self._function.attach(self._connection, self._reader.reply)
+        if saved is None:
+            # Whatever the device still knows is of another machine.
+            device.disconnect()
+            self._save_now()
+        else:
+            self._resume(saved)
+
+    def _outbox(self, position: Position, *, is_resumed: bool) -> Outbox:
+        outbox = Outbox()
+        if is_resumed:
+            outbox.close()
+            outbox = Outbox(self._kept.take(_OUTBOX), position.replied_bytes)
+        self._kept.put(_OUTBOX, outbox.fd)
+        return outbox
+
+    # A successor -----------------------------------------------------------------------------
+
+    def _resume(self, saved: SavedSession) -> None:
+        """Go on where a predecessor has stopped."""
+        restore(self._device, saved.device)
+        self._memory.restore(saved.regions)
+        self._memory.maps_without_file = saved.maps_without_file
+        self._send_page()
+        self._reader.recover()
+        self._function.resume(self._memory.map)
+        log.info("went on with the connection of process %s", self.pid)
+
+    def _send_page(self) -> None:
+        """See to the reply that goes with the page's file, if that is the one to be sent.
+
+        It does not go out with `sendfile`, so the outbox may not know that it did.
+        """
+        outbox, number = self._reader.socket.outbox, self._page_reply_end
+        if not outbox.pending or outbox.end != number:
+            return
+        page = self._function.config.page
+        if page.was_passed_on(number):
+            outbox.take(outbox.pending)
+            return
+        with FdSet((page.pass_on(number),)) as fds:
+            self._reader.socket.flush((fds.peek(),))
+
+    def _save(self) -> None:
+        """Save what the message being served has changed, and that it was served."""
+        assert self._records is not None
+        registers, device = self._function.registers(), save(self._device)
+        if not self._has_changed and (registers, device) == self._last:
+            self._records.save(self._reader.position, None)
+            return
+        self._last, self._has_changed = (registers, device), False
+        connection = self._connection.save()
+        self._records.save(
+            self._reader.position,
+            SavedSession(
+                None if connection is None else connection.to_values(),
+                self._memory.save(),
+                self._memory.maps_without_file,
+                self._function.save(),
+                device,
+                self._page_reply_end,
+            ),
+        )
+
+    def _save_now(self) -> None:
+        """Save what has changed without a message; while one is served it is saved with that."""
+        self._has_changed = True
+        if self._records is not None and not self._reader.is_serving:
+            self._save()
+
+    def _was_saved(self) -> None:
+        """The reply is on its way: let go of what is not needed any more, and serve rings."""
+        self._page_fds.close()
+        self._kept.settle()
+        self._function.queues.release()
 
     # Messages --------------------------------------------------------------------------------
 
     def _take(self, arrived: events.Request | events.Completion) -> None:
+        self._function.queues.hold()
         with self._fds:
             if isinstance(arrived, events.Request):
                 self._serve(arrived)
             else:
-                self._probed(arrived)
+                self._has_changed = True
+                self._function.probe.answered(arrived)
 
     def _serve(self, request: events.Request) -> None:
         """Serve one request and answer it, whatever happens: QEMU would wait for its time-out."""
         is_refused = isinstance(request.event, events.Refused)
         self._messages["refused" if is_refused else name_of(request.command)] += 1
+        self._has_changed |= not isinstance(request.event, _ACCESSES)
         try:
             reply = self._connection.auto_reply(request)
             if reply is None:
@@ -116,7 +221,7 @@ class Session:
             reply = self._give_up(request)
         if isinstance(request.event, events.Refused):
             log.info("refused: %s", request.event.reason)
-        self._socket.send(reply)
+        self._reader.reply(reply)
 
     def _give_up(self, request: events.Request) -> bytes:
         """Answer a request that we failed to serve, unless that was after the answer."""
@@ -127,68 +232,66 @@ class Session:
         return self._connection.refuse(request, errno.EIO)
 
     def _dispatch(self, request: events.Request) -> None:
-        """Do what a request asks for, and answer it at the right moment."""
+        """Do what a request asks for, and answer it."""
         match request.event:
             case events.RegionRead(region, offset, count):
-                data = self._pci.read(region, offset, count)
-                self._socket.send(self._connection.reply_data(request, data))
+                data = self._function.read(region, offset, count)
+                self._reader.reply(self._connection.reply_data(request, data))
             case events.RegionWrite() as write:
-                self._write(request, (write,))
+                self._ack(request)
+                self._function.write((write,))
             case events.RegionWriteMulti(writes):
-                self._write(request, writes)
+                self._ack(request)
+                self._function.write(writes)
             case events.DmaMap() | events.DmaUnmap() | events.DmaUnmapAll():
                 self._change_memory(request)
             case events.GetRegionInfo() | events.GetRegionIoFds():
-                described = self._connection.describe(request)
-                fds = (self._config.fd,) if described.with_fds else ()
-                self._socket.send(described.payload, fds)
+                self._describe(request)
             case events.SetIrqEventfds() as given:
                 self._set_eventfds(request, given)
             case events.DisableIrqs(index):
-                self._irqs.disable(index)
+                self._function.irqs.disable(index)
                 self._ack(request)
             case events.ActOnIrqs() as asked:
                 self._ack(request)
-                self._irqs.act(asked)
+                self._function.irqs.act(asked)
             case events.DeviceReset():
                 self._ack(request)
-                self._carry_out(self._pci.reset())
+                self._function.reset()
             case _:
-                self._socket.send(self._connection.refuse(request, errno.ENOTSUP))
+                self._reader.reply(self._connection.refuse(request, errno.ENOTSUP))
+
+    def _describe(self, request: events.Request) -> None:
+        """Answer with a description, which the file of the page may have to go along with."""
+        described = self._connection.describe(request)
+        if described.with_fds:
+            self._page_reply_end = self._reader.socket.outbox.end + len(described.payload)
+            page = self._function.config.page
+            self._page_fds = FdSet((page.pass_on(self._page_reply_end),))
+        fds = (self._page_fds.peek(),) if described.with_fds else ()
+        self._reader.reply(described.payload, fds)
 
     def _set_eventfds(self, request: events.Request, given: events.SetIrqEventfds) -> None:
         try:
-            self._irqs.set(given, self._fds)
+            self._function.irqs.set(given, self._fds)
         except PeerError as error:
             log.warning("an interrupt's descriptor cannot be used: %s", error)
-            self._socket.send(self._connection.refuse(request, errno.EINVAL))
+            self._reader.reply(self._connection.refuse(request, errno.EINVAL))
         else:
             self._ack(request)
 
     def _ack(self, request: events.Request) -> None:
-        self._socket.send(self._connection.ack(request))
-
-    def _write(self, request: events.Request, writes: tuple[events.RegionWrite, ...]) -> None:
-        """Take writes; answer before what they cause is carried out."""
-        effects: pci.Effects = ()
-        for write in writes:
-            self._config.written(write.region, write.offset, write.data)
-            caused = self._pci.write(write.region, write.offset, write.data)
-            # What came before a reset must not be done after it.
-            effects = caused if pci.DeviceReset() in caused else effects + caused
-        self._ack(request)
-        self._carry_out(effects)
+        self._reader.reply(self._connection.ack(request))
 
     # Memory ----------------------------------------------------------------------------------
 
     def _change_memory(self, request: events.Request) -> None:
         """Follow a change of the DMA maps. Queues let go first, so that files can be closed."""
-        self._queues.let_go()
+        self._function.let_go()
         try:
-            self._socket.send(self._follow(request))
+            self._reader.reply(self._follow(request))
         finally:
-            self._queues.use(self._memory.map)
-            self._config.show()
+            self._function.use(self._memory.map)
 
     def _follow(self, request: events.Request) -> bytes:
         """Change the memory, and return the answer."""
@@ -205,126 +308,29 @@ class Session:
                 self._memory.close()
         return self._connection.ack(request)
 
-    # What the guest does ---------------------------------------------------------------------
-
-    def _carry_out(self, effects: pci.Effects) -> None:
-        """Do what follows from the guest's accesses."""
-        for effect in effects:
-            match effect:
-                case pci.DriverReady(features):
-                    self._start(features)
-                case pci.DeviceReset():
-                    self._stop()
-                case pci.QueueNotified(index):
-                    self._notified(index)
-                case pci.QueueEnabled(index) if self._device.is_running:
-                    self._queue_enabled(index)
-                case pci.BusMasterChanged(is_enabled) if is_enabled and self._pci.is_running:
-                    self._queues.serve_all()
-                case pci.IntxAsserted():
-                    self._irqs.raise_(pci.Intx())
-                case _:
-                    log.debug("%r", effect)
-
-    def _start(self, features: int) -> None:
-        """A new driver is ready; it may have filled queues before it said so."""
-        log.info("the driver starts, features %#x", features)
-        self._is_probed = self._is_private = False
-        self._config.driver_begins()
-        self._device.start(features, fresh=True)
-        self._config.show()
-        states = {
-            index: state
-            for index in range(BalloonModel.queue_count)
-            if (state := self._pci.queue_state(index)) is not None
-        }
-        self._queues.start(states)
-
-    def _stop(self) -> None:
-        """The device was reset, by the driver or with the machine."""
-        self._queues.stop()
-        self._probe = None
-        self._config.driver_ends()
-        if self._device.is_hinting:
-            # Or the next driver takes the order of this round for one to itself.
-            self._device.finish_hinting()
-        if self._device.is_running:
-            log.info("the driver is gone")
-            self._device.stop()
-
-    def _notified(self, index: int) -> None:
-        self._config.take()
-        self._queues.serve(index)
-        self._config.watch()
-        if not self._is_probed and not self._is_probing:
-            self._ask_for_ring(index)
-
-    def _queue_enabled(self, index: int) -> None:
-        """A driver at work has set up one more queue."""
-        state = self._pci.queue_state(index)
-        if state is not None:
-            self._queues.add(index, state)
-
-    def _queue_broke(self) -> None:
-        """The device cannot go on with what the driver has done; only a reset helps."""
-        self._irqs.raise_(self._pci.needs_reset())
-
-    def _interrupt_queue(self, index: int) -> None:
-        self._irqs.raise_(self._pci.interrupt_for_queue(index))
-
-    def _unmasked(self) -> None:
-        """The client has unmasked INTx: raise it again if there is still a reason."""
-        if self._pci.is_intx_asserted:
-            self._irqs.raise_(pci.Intx())
-
-    # Is the memory really shared? ------------------------------------------------------------
-
-    def _ask_for_ring(self, index: int) -> None:
-        """Read a ring through the client, to see whether ours shows the same memory.
-
-        QEMU passes a file for memory with `share=off` too; it has then private copies of the pages,
-        and ours stay empty.
-        """
-        self._is_probed = True
-        address = self._queues.driver_ring(index)
-        if address is None:
-            return
-        try:
-            command = self._connection.dma_read(address, _AVAIL_HEAD_BYTES)
-        except (PeerError, GuestError) as error:
-            log.debug("the ring cannot be read through the client: %s", error)
-            return
-        self._probe, self._is_probing = index, True
-        self._socket.send(command.data)
-
-    def _probed(self, completion: events.Completion) -> None:
-        index, self._probe, self._is_probing = self._probe, None, False
-        # The driver that was asked about may be gone, and with it what its ring was.
-        if index is None or not isinstance(completion, events.DmaReadDone):
-            return
-        if self._queues.looks_empty(index, int.from_bytes(completion.data[2:4], "little")):
-            self._is_private = True
-            log.error("%s", NO_SHARED_MEMORY)
+    # What the daemon asks --------------------------------------------------------------------
 
     @property
     def problem(self) -> str:
         """What keeps the balloon from working, for the operator; empty if nothing does."""
-        return NO_SHARED_MEMORY if self._is_private else self._queues.problem
+        return self._function.problem
 
-    # What the daemon asks --------------------------------------------------------------------
+    @property
+    def variant(self) -> Variant:
+        """How interrupts and config reads reach the guest."""
+        return self._function.variant
 
     def notify_config(self) -> None:
         """Have the guest read the config space again."""
-        self._config.show()
-        self._irqs.raise_(self._pci.config_changed())
+        self._function.notify_config()
 
     def request_statistics(self) -> bool:
         """Ask the guest for new statistics; return whether it was possible to ask."""
-        return self._queues.request_statistics()
+        return self._function.queues.request_statistics()
 
     def refresh(self) -> None:
         """Take what the guest has written to memory of ours since we last looked."""
-        self._config.take()
+        self._function.config.take()
 
     def _memory_damaged(self) -> None:
         """The client has taken memory away that it still shares; end as soon as that is safe."""
@@ -336,29 +342,41 @@ class Session:
             self._ended(reason)
 
     def close(self) -> None:
-        """Let go of everything: queues, memory, descriptors, the socket."""
-        if self._is_closed:
-            return
+        """Let go of everything for good: nobody will go on with this connection."""
+        if not self._is_closed:
+            self._let_go(is_over=True)
+
+    def leave(self) -> None:
+        """Let go of everything, and leave it as it is for a successor."""
+        if not self._is_closed:
+            self._let_go(is_over=False)
+
+    def _let_go(self, *, is_over: bool) -> None:
         self._is_closed = True
-        self._queues.close()
-        self._config.close()
-        self._device.disconnect()
+        self._page_fds.close()
+        self._function.close()
+        if is_over:
+            self._device.disconnect()
         self._memory.close()
-        self._irqs.close()
         self._reader.close()
+        if is_over:
+            self._kept.close()
 
     def status(self) -> dict[str, object]:
         """Return what operators may want to know of the connection."""
         return {
             "pid": self.pid,
-            "running": self._device.is_running,
-            "features": self._pci.features,
-            "device-status": int(self._pci.status),
+            **self._function.status(),
             "memory-regions": len(self._memory.map.regions),
-            "rings": self._queues.describe(),
             "messages": {
                 name.lower().replace("_", "-"): count for name, count in self._messages.items()
             },
-            "ignored-writes": self._pci.ignored_writes,
             "problem": self.problem,
         }
+
+
+def _connection(saved: SavedSession | None) -> ConnectionState | None:
+    """Return what a predecessor left of the connection."""
+    if saved is None or saved.connection is None:
+        return None
+    return ConnectionState.from_values(saved.connection)

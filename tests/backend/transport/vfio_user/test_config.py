@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from ballast.balloon.device import BalloonDevice
+from ballast.streams.fdstore import no_store
+from ballast.transport.kept import KeptFds
 from ballast.transport.vfio_user import config as config_module
 from ballast.transport.vfio_user.config import ConfigSharing
 from ballast.transport.vfio_user.model import BalloonModel
@@ -41,7 +43,7 @@ class Guest:
     def __init__(self, sharing: ConfigSharing) -> None:
         assert MAPPED.mapped is not None
         offset = MAPPED.mapped.offset
-        self.page = mmap.mmap(sharing.fd, MAPPED.mapped.length, offset=offset)
+        self.page = mmap.mmap(sharing.page.fd, MAPPED.mapped.length, offset=offset)
 
     def get(self, field: int) -> int:
         return int.from_bytes(self.page[4 * field : 4 * field + 4], "little")
@@ -52,7 +54,7 @@ class Guest:
 
 @pytest.fixture
 async def sharing(device: BalloonDevice) -> ConfigSharing:
-    return ConfigSharing(device, MAPPED)
+    return ConfigSharing(device, MAPPED, KeptFds(no_store()))
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ async def test_nothing_is_looked_at_after_the_end(
 ) -> None:
     monkeypatch.setattr(config_module, "WATCH_SECONDS", (0.0, 0.0))
     with none_left_open():
-        sharing = ConfigSharing(device, MAPPED)
+        sharing = ConfigSharing(device, MAPPED, KeptFds(no_store()))
         device.start(FEATURES, fresh=True)
         sharing.watch()
         sharing.close()
@@ -117,14 +119,14 @@ async def test_nothing_is_looked_at_after_the_end(
 
 async def test_an_unmapped_config_space_has_no_page(device: BalloonDevice) -> None:
     with none_left_open():
-        sharing = ConfigSharing(device, layout(Variant.MSIX))
+        sharing = ConfigSharing(device, layout(Variant.MSIX), KeptFds(no_store()))
         device.start(FEATURES, fresh=True)
         device.write_actual(7)
         for action in (sharing.show, sharing.take, sharing.watch, sharing.driver_begins):
             action()
         assert device.actual_pages == 7
         with pytest.raises(InternalError):
-            assert sharing.fd
+            assert sharing.page.fd
         sharing.close()
 
 

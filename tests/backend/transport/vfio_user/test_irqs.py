@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from ballast.streams.fds import FdSet
+from ballast.streams.fdstore import no_store
+from ballast.transport.kept import KeptFds
 from ballast.transport.vfio_user.irqs import Irqs
 from ballast.virtio_pci.effects import Intx, Vector
 from ballast_protocol.errors import MalformedError
@@ -21,7 +23,7 @@ MSIX, INTX = PciIrq.MSIX, PciIrq.INTX
 class Bench:
     def __init__(self) -> None:
         self.unmasked = 0
-        self.irqs = Irqs(self._count)
+        self.irqs = Irqs(KeptFds(no_store()), self._count)
 
     def _count(self) -> None:
         self.unmasked += 1

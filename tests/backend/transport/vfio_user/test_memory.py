@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from ballast.streams.fds import FdSet
+from ballast.streams.fdstore import no_store
+from ballast.transport.kept import KeptFds
 from ballast.transport.vfio_user.memory import DmaMemory
 from ballast_protocol.errors import MalformedError
 from ballast_protocol.vfio_user.events import DmaMap
@@ -34,7 +36,7 @@ def dma(address: int, pages: int, offset: int = 0, flags: DmaMapFlag = BOTH) -> 
 
 def test_ram_comes_and_goes(file: int) -> None:
     with none_left_open():
-        memory = DmaMemory()
+        memory = DmaMemory(KeptFds(no_store()))
         add(memory, file, dma(0, 8))
         add(memory, file, dma(1 << 20, 8, 8 * PAGE))
         os.pwrite(file, b"here", 9 * PAGE)
@@ -51,7 +53,7 @@ def test_ram_comes_and_goes(file: int) -> None:
 
 def test_what_is_not_the_guests_to_give_is_left_out(file: int) -> None:
     with none_left_open():
-        memory = DmaMemory()
+        memory = DmaMemory(KeptFds(no_store()))
         add(memory, file, dma(0, 8, flags=READ))
         add(memory, file, dma(0, 8, flags=DmaMapFlag.WRITE))
         add(memory, None, DmaMap(0, PAGE, 0, READ, has_fd=False))
@@ -66,7 +68,7 @@ def test_what_is_not_the_guests_to_give_is_left_out(file: int) -> None:
 )
 def test_what_cannot_be_mapped_leaves_nothing_behind(file: int, mapped: DmaMap) -> None:
     with none_left_open():
-        memory = DmaMemory()
+        memory = DmaMemory(KeptFds(no_store()))
         add(memory, file, dma(4 * PAGE, 4))
         before = memory.map
         with pytest.raises(MalformedError):
