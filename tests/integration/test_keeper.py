@@ -121,6 +121,9 @@ async def test_a_configuration_that_is_broken_stops_an_upgrade_and_no_restart(ro
 async def test_a_keeper_that_is_killed_is_replaced_by_the_worker(root: Path) -> None:
     async with daemon(root, "serve", "web", "--keeper", "parent") as served:
         first = await keeper_status(root)
+        qemu = socket.socket(socket.AF_UNIX)
+        qemu.connect(str(paths_of(root).vhost_user))
+        await served.logged("connected")
         served.signal(signal.SIGKILL)
         await served.ended()
         await served.logged("holds everything now")
@@ -130,6 +133,7 @@ async def test_a_keeper_that_is_killed_is_replaced_by_the_worker(root: Path) -> 
         os.kill(first["worker-pid"], signal.SIGKILL)
         third = await status_with(root, restarts=1)
         assert third["keeper-pid"] == second["keeper-pid"]
+        qemu.close()
         os.kill(int(paths_of(root).lock.read_text()), signal.SIGTERM)
         await eventually(lambda: not paths_of(root).directory.exists(), "all is tidied up")
 

@@ -80,8 +80,9 @@ async def daemon(*options: str) -> AsyncIterator[Daemon]:
             yield served
         finally:
             if process.returncode is None:
-                process.kill()
-            await process.wait()
+                process.terminate()
+            async with asyncio.timeout(60):
+                await process.wait()
 
 
 @asynccontextmanager
@@ -180,7 +181,7 @@ async def test_a_guest_whose_vfio_user_server_dies_keeps_its_memory_until_qemu_i
     then, for if it was it aborts at once.
     """
     async with (
-        daemon("--transport", "vfio-user") as served,
+        daemon("--transport", "vfio-user", "--no-keeper") as served,
         guest_on(
             *(served, qemu, image),
             transport="vfio-user",

@@ -64,7 +64,7 @@ def serve_kept(
     Args:
         load: Reads the configuration; may raise OperatorError.
         keeper: `parent`, `systemd`, or where a keeper listens; None for systemd if it offers
-            itself, and otherwise the default.
+            itself, and otherwise for a parent.
         no_keeper: Whether nobody is to keep anything.
         keeper_timeout_seconds: How long to wait for a keeper to listen.
 
@@ -79,12 +79,10 @@ def serve_kept(
         asyncio.run(serve(load()))
     elif keeper == "systemd" or (keeper is None and is_offered(os.environ)):
         asyncio.run(serve_from_systemd(load()))
-    elif keeper == "parent":
+    elif keeper in (None, "parent"):
         become_parent(load())
-    elif keeper is None:
-        asyncio.run(serve(load()))
     else:
-        path = Path(keeper)
+        path = Path(str(keeper))
         sock = wait_for_keeper(path, keeper_timeout_seconds, log.warning)
         work(KeeperStore(sock), "service", load, keeper_at(path))
 
@@ -307,8 +305,15 @@ class KeeperLink:
     # Without a keeper ------------------------------------------------------------------------
 
     def _lost(self) -> None:
-        """Go on serving: the VMs live as long as this process does."""
+        """Go on serving: the VMs live as long as this process does. If there are none, end."""
         self._loop.remove_reader(self._store.fileno())
+        vms = [each.name for each in self._machines.values() if each.vmm_pid is not None]
+        if self._kept.mode == "parent" and not vms:
+            log.error(
+                "the keeper (process %s) is gone, and no QEMU is there", self._kept.keeper_pid
+            )
+            self._stopped.set_result(None)
+            return
         log.error(
             "the keeper (process %s) is gone. VMs go on, but if this process ends too they are "
             "lost; looking for another keeper",

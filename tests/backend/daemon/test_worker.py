@@ -123,6 +123,8 @@ async def test_a_keeper_that_dies_is_replaced(
 ) -> None:
     monkeypatch.setattr(worker, "RECONNECT_SECONDS", 0.02)
     lock = link.machine.paths.lock
+    ours, qemu = socket.socketpair()
+    link.machine.offer(ours)
     before = {message["FDNAME"] for message in link.heard() if "FDSTORE" in message}
     link.keeper.close()
     await until(lambda: link.kept.keeper_pid is None)
@@ -141,6 +143,15 @@ async def test_a_keeper_that_dies_is_replaced(
     # And it is obeyed.
     link.keeper.send(encode(STOP=1))
     await link.link.until_stopped()
+    qemu.close()
+
+
+async def test_without_keeper_and_qemu_there_is_nothing_to_do(
+    link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    link.keeper.close()
+    await link.link.until_stopped()
+    assert "no QEMU is there" in caplog.text
 
 
 async def test_a_keeper_that_has_no_use_for_us(
