@@ -1,4 +1,4 @@
-"""The way out of the guest: a virtio-serial port, or a unix socket where there is no such port.
+"""The way out of the guest: a virtio-serial port, vsock, or a unix socket where there is neither.
 
 A virtio-serial port is a character device with habits of its own (Linux's virtio_console.c). While
 nobody listens on the host it can be opened, reads return nothing, writes find no room, and poll
@@ -19,7 +19,11 @@ from typing import Protocol
 
 from ballast_protocol.errors import OperatorError
 
+VSOCK_PORT = 5170
+"""The vsock port that the daemon listens on."""
+
 _READ_SIZE = 64 * 1024
+_CONNECT_SECONDS = 1.0
 _GONE = (errno.ENODEV, errno.ENXIO, errno.EPIPE, errno.ECONNRESET, errno.EIO)
 
 
@@ -188,6 +192,57 @@ class UnixSocket:
             except OSError as error:
                 raise OperatorError(f"cannot connect to {self.path}: {error}") from error
             return Channel(sock.detach(), revives=False)
+
+
+@dataclass(frozen=True)
+class Vsock:
+    """A vsock port that the daemon listens on.
+
+    Attributes:
+        port: Port number.
+        cid: Context id of the host.
+    """
+
+    port: int
+    cid: int = 2
+
+    def __str__(self) -> str:
+        return f"vsock:{self.cid}:{self.port}"
+
+    def open(self) -> Channel | None:
+        """Connect; None if this machine has no vsock, or nobody listens now."""
+        if not hasattr(socket, "AF_VSOCK"):
+            return None
+        try:
+            with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
+                sock.settimeout(_CONNECT_SECONDS)
+                sock.connect((self.cid, self.port))
+                return Channel(sock.detach(), revives=False)
+        except OSError:
+            return None
+
+
+@dataclass(frozen=True)
+class FirstOf:
+    """Several places, of which the first that is there is taken.
+
+    Attributes:
+        places: In the order in which they are tried.
+    """
+
+    places: tuple[Endpoint, ...]
+
+    def __str__(self) -> str:
+        return " or ".join(str(place) for place in self.places)
+
+    def open(self) -> Channel | None:
+        """Open the first that is there; None if none is.
+
+        Raises:
+            OperatorError: If one is there, and cannot be used.
+        """
+        channels = (place.open() for place in self.places)
+        return next((channel for channel in channels if channel is not None), None)
 
 
 class Endpoint(Protocol):

@@ -22,6 +22,8 @@ _MEMINFO_LINE = re.compile(r"(\S+):\s+(\d+) kB\s*")
 _PRESSURE_LINE = re.compile(
     r"(some|full) avg10=(\d+\.\d+) avg60=(\d+\.\d+) avg300=(\d+\.\d+) total=(\d+)\s*"
 )
+_RAM_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) : System RAM\b.*")
+_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,30 @@ def parse_pressure(text: str) -> Pressure:
     if lines.keys() != {"some", "full"}:
         raise OperatorError(f"/proc/pressure/memory is not understood: {text!r}")
     return Pressure(lines["some"], lines["full"])
+
+
+def parse_iomem(text: str) -> list[tuple[int, int]]:
+    """Return where RAM is, from `/proc/iomem`: first byte and the byte after the last of each.
+
+    Raises:
+        OperatorError: If the addresses are hidden, as they are from all but root.
+    """
+    spans = []
+    for line in text.splitlines():
+        match = _RAM_LINE.fullmatch(line)
+        if match is not None:
+            spans.append((int(match[1], 16), int(match[2], 16) + 1))
+    if not any(start or end > 1 for start, end in spans):
+        raise OperatorError("/proc/iomem does not show where memory is", hint="run as root")
+    return spans
+
+
+def parse_mounts(text: str, file_system: str) -> list[str]:
+    """Return where file systems of a type are mounted, from `/proc/self/mountinfo`."""
+    places = []
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        if separator and after.split(" ", 1)[0] == file_system:
+            # Spaces and the like are written as octal escapes.
+            places.append(_ESCAPE.sub(lambda m: chr(int(m[1], 8)), before.split(" ")[4]))
+    return places

@@ -3,13 +3,19 @@
 The agent introduces itself until it is welcomed, then reports at the interval that the host asked
 for. The host can ask for a new introduction at any time, which is how a restarted daemon is noticed
 where the channel does not show it.
+
+What is said about blocks goes on to `ballast_agent.blocks`; the session sees to it that only a
+welcome to the newest hello counts there.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
+from dataclasses import replace
 
+from ballast_agent.blocks.manager import BlockManager
 from ballast_protocol.errors import BallastError, MalformedError
 from ballast_protocol.guest import (
     VERSIONS,
@@ -26,6 +32,7 @@ from ballast_protocol.guest import (
     encode,
     refusal,
 )
+from ballast_protocol.guest_blocks import BLOCK_MESSAGES
 from ballast_protocol.guest_framing import Frame, FrameDecoder
 
 HELLO_RETRY_SECONDS = 5.0
@@ -45,17 +52,27 @@ class AgentSession:
 
     Attributes:
         output: Bytes to send; whoever sends them deletes them from the front.
+        blocks: What takes blocks; None in an agent that takes none.
     """
 
-    def __init__(self, hello: Hello, take_report: Callable[[], MemoryReport]) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        take_report: Callable[[], MemoryReport],
+        new_id: Callable[[], int] = lambda: random.getrandbits(62),
+    ) -> None:
         """Begin with nobody connected.
 
         Args:
             hello: What to introduce the agent with.
             take_report: Called for every report; may raise a `BallastError`.
+            new_id: Returns a number that no hello of any agent in this guest has had.
         """
         self.output = bytearray()
+        self.blocks: BlockManager | None = None
         self._hello = hello
+        self._new_id = new_id
+        self._greeted = False
         self._take_report = take_report
         self._decoder = FrameDecoder()
         self._interval: float | None = None
@@ -73,22 +90,33 @@ class AgentSession:
 
     def deadline(self) -> float | None:
         """Return when `tick` is due; None if nothing is."""
-        return self._next
+        blocks = None if self.blocks is None else self.blocks.deadline()
+        return min((time for time in (self._next, blocks) if time is not None), default=None)
 
     def connected(self, now: float) -> None:
         """The host is there: introduce the agent."""
         self._decoder.reset()
         self.output.clear()
+        self._greeted = True
+        if self.blocks is not None:
+            self.blocks.connected(now)
         self._introduce(now)
 
-    def disconnected(self) -> None:
+    def disconnected(self, now: float) -> None:
         """The host has gone: what was half said is void."""
         self._decoder.reset()
         self.output.clear()
         self._interval = self._next = None
+        if self.blocks is not None and self._greeted:
+            self.blocks.disconnected(now)
+        self._greeted = False
 
     def tick(self, now: float) -> None:
         """Do what is due by `now`."""
+        if self.blocks is not None:
+            due = self.blocks.deadline()
+            if due is not None and now >= due:
+                self.blocks.tick(now)
         if self._next is None or now < self._next:
             return
         if self._interval is None:
@@ -99,6 +127,8 @@ class AgentSession:
         self._next = now + self._interval
         if not self.output:
             self._report_unasked()
+            if self.blocks is not None:
+                self.blocks.send_status(now)
 
     def receive(self, data: bytes, now: float) -> None:
         """Take the next bytes from the host."""
@@ -111,7 +141,7 @@ class AgentSession:
         except BallastError as error:
             log.warning("refused a message from the host: %s", error)
             if frame.kind != MessageKind.ERROR:
-                self._send(refusal(frame.kind, error), frame.request_id)
+                self.send(refusal(frame.kind, error), frame.request_id)
 
     def _obey(self, message: Message, request_id: int, now: float) -> None:
         if isinstance(message, HelloRequest):
@@ -121,10 +151,10 @@ class AgentSession:
         elif isinstance(message, SetInterval):
             self._set_interval(message.interval_seconds, now)
         elif isinstance(message, ReportRequest):
-            self._send(self._take_report(), request_id)
+            self.send(self._take_report(), request_id)
         elif isinstance(message, ErrorReply):
-            self._be_refused(message, now)
-        else:
+            self._be_refused(message, request_id, now)
+        elif self.blocks is None or not self._is_for_blocks(message, request_id, now):
             raise MalformedError(f"a {type(message).__name__} is not for an agent")
 
     def _introduce(self, now: float, request_id: int = 0) -> None:
@@ -132,7 +162,10 @@ class AgentSession:
         self._next = now + HELLO_RETRY_SECONDS
         # The host may not be reading: one introduction in waiting is enough.
         if request_id or not self.output:
-            self._send(self._hello, request_id)
+            if self.blocks is not None:
+                self.blocks.introduced()
+                self._hello = replace(self._hello, hello_id=self._new_id())
+            self.send(self._hello, request_id)
 
     def _be_welcomed(self, welcome: Welcome, now: float) -> None:
         if welcome.protocol_version not in VERSIONS:
@@ -141,6 +174,9 @@ class AgentSession:
             log.info("the host wants a report every %g s", welcome.interval_seconds)
         self._interval = welcome.interval_seconds
         self._next = now
+        # One that answers an older hello says nothing about what was reported since.
+        if self.blocks is not None and welcome.hello_id in (None, self._hello.hello_id):
+            self.blocks.welcomed(welcome.session, now)
 
     def _set_interval(self, seconds: float, now: float) -> None:
         if self._interval is None:
@@ -148,17 +184,27 @@ class AgentSession:
         self._interval = seconds
         self._next = min(now + seconds, self._next or now)
 
-    def _be_refused(self, error: ErrorReply, now: float) -> None:
+    def _is_for_blocks(self, message: Message, request_id: int, now: float) -> bool:
+        return (
+            self.blocks is not None
+            and isinstance(message, BLOCK_MESSAGES)
+            and self.blocks.receive(message, request_id, now)
+        )
+
+    def _be_refused(self, error: ErrorReply, request_id: int, now: float) -> None:
         log.warning("the host refused a message of kind %d: %s", error.refused_kind, error.reason)
         if error.refused_kind == MessageKind.HELLO:
             self._interval = None
             self._next = now + REFUSED_RETRY_SECONDS
+        elif self.blocks is not None:
+            self.blocks.refused(request_id, error.reason, now)
 
     def _report_unasked(self) -> None:
         try:
-            self._send(self._take_report())
+            self.send(self._take_report())
         except BallastError as error:
             log.error("no report: %s", error)
 
-    def _send(self, message: Message, request_id: int = 0) -> None:
+    def send(self, message: Message, request_id: int = 0) -> None:
+        """Put a message into the output."""
         self.output += encode(message, request_id)

@@ -349,3 +349,9 @@ BlockMessage = Union[
     Holding, HoldingAck, BlocksStatus, SweepDone,
 ]  # fmt: skip
 """The messages that exist since version 2 of the protocol."""
+
+BLOCK_MESSAGES = (
+    BlocksGoal, Sweep, SetSweeps, Compact, CompactDone, BlocksReport, BlocksAck, BlocksReleased,
+    Holding, HoldingAck, BlocksStatus, SweepDone,
+)  # fmt: skip
+"""The same, for `isinstance`."""

@@ -117,7 +117,8 @@ def test_an_agent_without_a_port_waits_for_it(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ballast_agent", "run", "--device", str(tmp_path / "port")]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        lines = iter(process.stderr.readline, "")
+        line = next(line for line in lines if "waiting" in line)
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert line == f"ballast-agent: WARNING: {tmp_path / 'port'} is not there; waiting for it\n"

@@ -188,7 +188,7 @@ def test_a_refused_agent_waits_longer(guest: Guest) -> None:
 def test_a_lost_connection_leaves_nothing_behind(welcomed: Guest) -> None:
     welcomed.session.tick(0.0)
     welcomed.session.receive(encode(ReportRequest(), 3)[:-1], 1.0)
-    welcomed.session.disconnected()
+    welcomed.session.disconnected(1.0)
     assert not welcomed.session.output
     assert welcomed.session.deadline() is None
     welcomed.session.connected(2.0)
