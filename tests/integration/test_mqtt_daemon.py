@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from ballast.mqtt.config import default_host
 from ballast_images.broker import find_broker
 from support.daemons import ballast, ballast_json, daemon, eventually, keeper_status, status_with
 from support.driver import PAGE_SIZE
@@ -147,3 +150,30 @@ async def test_what_can_never_work_stops_the_start(root: Path) -> None:
     async with daemon(root, "serve", "--config", str(path)) as served:
         assert await served.ended() == 1
         assert "cannot read /nonexistent" in served.log
+
+
+def quick_start() -> list[list[str]]:
+    """Return the commands of the page's first block, word for word."""
+    text = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text()
+    block = text.split("## Quick start")[1].split("```")[1]
+    return [shlex.split(line, comments=True) for line in block.splitlines() if line.strip()]
+
+
+async def test_the_quick_start_works_as_it_is_written(broker: Mosquitto, root: Path) -> None:
+    serve, *commands = quick_start()
+    assert serve[:3] == ["ballast", "serve", "web"]
+    arguments = [word.replace("mqtt://localhost", broker.url) for word in serve[1:]]
+    outputs = {}
+    async with daemon(root, *arguments):
+        await keeper_status(root)
+        async with machine_at(root / "web" / "vhost-user.sock") as machine:
+            await machine.start()
+            await machine.config()
+            for name, *words in commands:
+                words = [word.replace("HOST", default_host()) for word in words]
+                # What would go on for ever ends with the retained messages.
+                words += ["-C", "3"] if name == "mosquitto_sub" else []
+                outputs[name] = await broker.run(name, *words)
+    assert "/web/state {" in outputs["mosquitto_sub"]
+    # More than the machine has is all of it.
+    assert json.loads(outputs["mosquitto_rr"])["result"] == "reached"

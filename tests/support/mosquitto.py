@@ -145,16 +145,21 @@ class Mosquitto:
         )
         assert await process.wait() == 0
 
-    async def request(self, topic: str, payload: str) -> Any:
-        """Publish and return the response, as `mosquitto_rr` prints it."""
+    async def run(self, name: str, *arguments: str) -> str:
+        """Run a client with this broker besides its arguments, and return what it prints."""
+        (program,) = [each for each in self.programs.programs if each.name == name]
         process = await asyncio.create_subprocess_exec(
-            self.programs.request,
-            *self._client("-t", topic, "-m", payload, "-q", "1", "-e", "test/responses"),
-            stdout=asyncio.subprocess.PIPE,
+            program, *self._client(*arguments), stdout=asyncio.subprocess.PIPE
         )
         async with asyncio.timeout(PATIENCE_SECONDS):
             output, _ = await process.communicate()
-        return json.loads(output)
+        assert process.returncode == 0
+        return output.decode()
+
+    async def request(self, topic: str, payload: str) -> Any:
+        """Publish and return the response, as `mosquitto_rr` prints it."""
+        words = ("-t", topic, "-m", payload, "-q", "1", "-e", "test/responses")
+        return json.loads(await self.run("mosquitto_rr", *words))
 
     @asynccontextmanager
     async def subscriber(self, *topics: str, session: str | None = None) -> AsyncIterator[Inbox]:

@@ -176,6 +176,10 @@ class Bridge:
                     await self._converse(session)
             except* (aiomqtt.MqttError, BrokerError, OperatorError, OSError, ValueError) as group:
                 self._note(_first(group))
+            except* Exception as group:
+                # A bug costs one connection, never the bridge.
+                log.exception("MQTT: %s", self.config.address)
+                self._note(_first(group))
             await asyncio.sleep(self._backoff.lost(loop.time() - started if started else 0.0))
 
     def _note(self, error: BaseException) -> None:

@@ -17,8 +17,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiomqtt
+from paho.mqtt.client import (
+    MQTT_ERR_NO_CONN,
+    ConnectFlags,
+    DisconnectFlags,
+    MQTTMessage,
+    error_string,
+)
 from paho.mqtt.client import Client as PahoClient
-from paho.mqtt.client import ConnectFlags, DisconnectFlags, MQTTMessage, error_string
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -53,7 +59,8 @@ _OVERHEAD_BYTES = 64
 _JSON = "application/json"
 
 _ENDED = (
-    "the broker ends the connection without an answer; it may want TLS, or a certificate of ours"
+    "the broker ends the connection without an answer; it may want TLS, or a certificate of ours, "
+    "or be no broker"
 )
 
 
@@ -302,6 +309,8 @@ def explain(error: BaseException) -> str:
     code = getattr(error, "rc", getattr(cause, "rc", None))
     if isinstance(code, ReasonCode):
         return _explain_code(code.getName())
+    if code == MQTT_ERR_NO_CONN:
+        return "the connection is lost"
     if code is not None:
         return f"the connection is lost: {error_string(code)}"
     text = str(error)
@@ -311,6 +320,8 @@ def explain(error: BaseException) -> str:
 def _explain_code(name: str) -> str:
     if name == "Session taken over":
         return "another client uses the same client id: set host, or client-id, to something else"
+    if name == "Unsupported protocol version":
+        return "the broker does not speak MQTT 5"
     if name in ("Bad user name or password", "Not authorized"):
         return f"the broker refuses us: {name}; check username and password-file"
     return f"the broker ends the connection: {name}"

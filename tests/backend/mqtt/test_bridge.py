@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -477,3 +478,35 @@ async def test_a_response_topic_where_nothing_can_be_published(broker: Mosquitto
         result = await inbox.payload(f"{HOST}/vm1/target/result")
         assert result["target-bytes"] == 1024 * MIB
         assert bridge.status()["commands"] == 1
+
+
+CONNACK = b"\x20\x03\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\xf0\x00",
+        CONNACK + b"\xff" * 50,
+        CONNACK + b"\x90\x01\x01",
+        CONNACK + b"\x32\x04\x00\xff\x00\x00",
+        CONNACK + b"\x32\x08\x00\x01\xff\x00\x01\x01\x99\x00",
+    ],
+)
+async def test_what_is_no_broker(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ballast.mqtt.session.ANSWER_SECONDS", 0.5)
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        with contextlib.suppress(OSError):
+            while await reader.read(1000):
+                pass
+        writer.close()
+
+    with none_left_open():
+        async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with bridge_to(f"mqtt://127.0.0.1:{port}") as bridge:
+                await until(lambda: bridge.status()["failed-attempts"] == 3)
+                assert bridge.status()["last-error"]

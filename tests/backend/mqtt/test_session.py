@@ -19,6 +19,10 @@ def code(name: str) -> ReasonCode:
     return ReasonCode(PacketTypes.DISCONNECT, name)
 
 
+def refused(name: str) -> ReasonCode:
+    return ReasonCode(PacketTypes.CONNACK, name)
+
+
 def raised(error: Exception, cause: Exception | None) -> Exception:
     try:
         raise error from cause
@@ -31,6 +35,10 @@ def raised(error: Exception, cause: Exception | None) -> Exception:
     [
         (aiomqtt.MqttCodeError(code("Session taken over")), None, "another client uses the same"),
         (aiomqtt.MqttError("x"), aiomqtt.MqttCodeError(code("Server busy")), "Server busy"),
+        (aiomqtt.MqttCodeError(code("Protocol error")), None, "Protocol error"),
+        (aiomqtt.MqttCodeError(refused("Unsupported protocol version")), None, "speak MQTT 5"),
+        (aiomqtt.MqttCodeError(refused("Not authorized")), None, "username and password-file"),
+        (aiomqtt.MqttCodeError(4), None, "the connection is lost"),
         (aiomqtt.MqttCodeError(7), None, "the connection is lost: "),
         (aiomqtt.MqttError("Operation timed out"), None, "the broker does not answer"),
         (aiomqtt.MqttError("No route to host"), None, "No route to host"),
