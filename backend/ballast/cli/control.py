@@ -79,10 +79,21 @@ def _status_table(found: list[dict[str, object]]) -> Table:
             _target_cell(each),
             size_cell(each.get("actual-bytes")),
             size_cell(dig(each, "ledger", "bytes")),
-            size_cell(dig(each, "host", "allocated-bytes")),
+            _host_cell(each),
             str(dig(each, "agent", "state") or "-"),
         )
     return table
+
+
+def _host_cell(found: dict[str, object]) -> str:
+    """Return what the host holds; for a balloon of QEMU's own, all of QEMU's memory."""
+    allocated = dig(found, "host", "allocated-bytes")
+    return size_cell(dig(found, "host", "rss-bytes") if allocated is None else allocated)
+
+
+def _qemu_pid(found: dict[str, object]) -> object:
+    connected = dig(found, "transport", "connection", "pid")
+    return dig(found, "qemu", "pid") if connected is None else connected
 
 
 def _target_cell(found: dict[str, object]) -> str:
@@ -102,7 +113,8 @@ def _detail_table(found: dict[str, object]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     features = found.get("features")
     rows = {
-        "QEMU's process": dig(found, "transport", "connection", "pid"),
+        "QEMU's process": _qemu_pid(found),
+        "QEMU's QMP": dig(found, "qemu", "problem") or dig(found, "qemu", "socket"),
         "guest": dig(found, "resizing", "guest"),
         "target on hold": _switch(found, "hold"),
         "giving back inhibited": _switch(found, "inhibit"),

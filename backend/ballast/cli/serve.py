@@ -12,7 +12,6 @@ import typer
 from ballast.cli.common import TransportName, Variant, rate_argument, size_argument
 from ballast.daemon import config as configuration
 from ballast.daemon.config import VmConfig
-from ballast.daemon.paths import check_name
 from ballast.daemon.worker import serve_kept
 from ballast.mqtt.config import PASSWORD_VARIABLE
 from ballast.qmp.qom import BALLOON_ID
@@ -157,6 +156,16 @@ def serve(
             ),
         ),
     ] = None,
+    attach: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET",
+            help=(
+                "A QMP socket of a QEMU that has its own virtio-balloon: manage that one, in the "
+                "place of one of ours (one VM)."
+            ),
+        ),
+    ] = None,
     device_id: Annotated[
         str, typer.Option(metavar="ID", help="The id of the balloon's device in QEMU.")
     ] = BALLOON_ID,
@@ -182,30 +191,29 @@ def serve(
 
     def load() -> list[VmConfig]:
         configs = configuration.load(config) if config else []
-        for name in vms or []:
-            configs.append(
-                VmConfig(
-                    name=check_name(name),
-                    target=target,
-                    inflate_rate=inflate_rate,
-                    inhibit=inhibit,
-                    memory=memory,
-                    deflate_on_oom=deflate_on_oom,
-                    free_page_reporting=free_page_reporting,
-                    free_page_hint=free_page_hint,
-                    agent_blocks=agent_blocks,
-                    sweep_every=sweep_every,
-                    sweep_when_free=sweep_when_free,
-                    stats_polling_interval=stats_polling_interval,
-                    transport=transport,
-                    variant=variant,
-                    socket_path=socket_path,
-                    fd=fd,
-                    qemu_qmp=qemu_qmp,
-                    device_id=device_id,
-                )
-            )
-        _check(configs, single=any(each is not None for each in (socket_path, fd, qemu_qmp)))
+        options = {
+            "target": target,
+            "inflate_rate": inflate_rate,
+            "inhibit": inhibit,
+            "memory": memory,
+            "deflate_on_oom": deflate_on_oom,
+            "free_page_reporting": free_page_reporting,
+            "free_page_hint": free_page_hint,
+            "agent_blocks": agent_blocks,
+            "sweep_every": sweep_every,
+            "sweep_when_free": sweep_when_free,
+            "stats_polling_interval": stats_polling_interval,
+            "transport": transport,
+            "variant": variant,
+            "socket_path": socket_path,
+            "fd": fd,
+            "qemu_qmp": qemu_qmp,
+            "device_id": device_id,
+            "attach": attach,
+        }
+        configs += (configuration.make_vm_config(name, options) for name in vms or [])
+        of_one = (socket_path, fd, qemu_qmp, attach)
+        _check(configs, single=any(each is not None for each in of_one))
         return configuration.at_broker(configs, configuration.load_mqtt(config, mqtt))
 
     # A daemon says what it does, even if nobody asked for more than warnings.
@@ -220,4 +228,6 @@ def _check(configs: list[VmConfig], *, single: bool) -> None:
     if len(set(names)) != len(names):
         raise OperatorError("a VM is named twice", hint="Each VM needs a name of its own.")
     if single and len(names) != 1:
-        raise typer.BadParameter("--socket-path, --fd and --qemu-qmp go with exactly one VM")
+        raise typer.BadParameter(
+            "--socket-path, --fd, --qemu-qmp and --attach go with exactly one VM"
+        )

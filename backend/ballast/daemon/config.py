@@ -44,6 +44,12 @@ VariantName = Literal["msix-mapped", "msix", "intx"]
 """The values of `virtio_pci.layout.Variant`."""
 
 
+_OF_ANY_BALLOON = frozenset(
+    ("name", "attach", "target", "inflate_rate", "stats_polling_interval", "mqtt")
+)
+"""What can be said of a VM whose balloon is QEMU's own."""
+
+
 class VmConfig(BaseModel):
     """One VM to serve.
 
@@ -74,6 +80,8 @@ class VmConfig(BaseModel):
         qemu_qmp: The socket of a QMP monitor of QEMU. The VM's own QMP socket then serves QEMU's
             commands as well as the balloon's.
         device_id: The id of the balloon's device in QEMU, under which `qom-get` finds it.
+        attach: The socket of a QMP monitor of a QEMU that has a balloon of its own, which is
+            managed in the place of one of ours.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,6 +105,19 @@ class VmConfig(BaseModel):
     mqtt: MqttConfig | None = None
     qemu_qmp: Path | None = None
     device_id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$")] = BALLOON_ID
+    attach: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_attached(self) -> VmConfig:
+        """Refuse what nobody can give a balloon that is not ours."""
+        if self.attach is not None:
+            fields = type(self).model_fields.items()
+            said = [name for name, field in fields if getattr(self, name) != field.default]
+            ours = [name for name in said if name not in _OF_ANY_BALLOON]
+            if ours:
+                names = ", ".join(name.replace("_", "-") for name in ours)
+                raise ValueError(f"a VM with a balloon of QEMU's own (attach) takes no {names}")
+        return self
 
     @model_validator(mode="after")
     def _check_transport(self) -> VmConfig:
@@ -204,10 +225,20 @@ def _vm(path: Path, name: str, table: object) -> VmConfig:
     if "mqtt" in options:
         raise OperatorError(f"{path}: vm.{name}: MQTT is for all VMs: use a table [mqtt]")
     try:
-        return VmConfig.model_validate({"name": check_name(name), **options})
+        return make_vm_config(name, options)
     except OperatorError as error:
         raise OperatorError(f"{path}: vm.{name}: {error}", hint=error.hint) from error
+
+
+def make_vm_config(name: str, options: Mapping[str, object]) -> VmConfig:
+    """Return the configuration of a VM.
+
+    Raises:
+        OperatorError: The name cannot be one, or an option makes no sense.
+    """
+    try:
+        return VmConfig.model_validate({"name": check_name(name), **options})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise OperatorError(f"{path}: vm.{name}: {where}: {first['msg']}") from error
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise OperatorError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error

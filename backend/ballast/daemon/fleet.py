@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ballast.daemon.config import VmConfig
+from ballast.daemon.served import ServedVm
 from ballast.daemon.version import ballast_version
-from ballast.daemon.vm import VirtualMachine
 from ballast.mqtt.bridge import Bridge, bridged
 from ballast.mqtt.config import MqttConfig
 
@@ -39,7 +39,7 @@ def check_files(configs: Iterable[VmConfig]) -> None:
 
 @asynccontextmanager
 async def in_fleets(
-    machines: Sequence[VirtualMachine], configs: Sequence[VmConfig]
+    machines: Sequence[ServedVm], configs: Sequence[VmConfig]
 ) -> AsyncIterator[None]:
     """Have VMs reachable over MQTT while the context lasts, each at its broker if it has one."""
     async with AsyncExitStack() as stack:

@@ -11,15 +11,24 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
+from ballast.daemon.attached import AttachedVm
 from ballast.daemon.config import VmConfig
 from ballast.daemon.fleet import check_files, in_fleets
 from ballast.daemon.kept import Kept
 from ballast.daemon.logs import context_of
+from ballast.daemon.served import ServedVm
 from ballast.daemon.vm import VirtualMachine
 from ballast.streams.fdstore import FdStore, NoStore, VmStore
 from ballast_protocol.errors import OperatorError, StateError
 
 log = logging.getLogger(__name__)
+
+
+def make_vm(config: VmConfig, *, store: VmStore, kept: Kept | None) -> ServedVm:
+    """Return what serves a VM: with a balloon of ours, or attached to QEMU's own."""
+    if config.attach is not None:
+        return AttachedVm(config, store=store, kept=kept)
+    return VirtualMachine(config, store=store, kept=kept)
 
 
 @asynccontextmanager
@@ -29,7 +38,7 @@ async def serving(
     store: FdStore | None = None,
     left: dict[str, int] | None = None,
     kept: Kept | None = None,
-) -> AsyncIterator[list[VirtualMachine]]:
+) -> AsyncIterator[list[ServedVm]]:
     """Serve VMs while the context lasts; if one cannot start, none stays.
 
     If one cannot be taken over from a predecessor, what it left of that one stays in the store, for
@@ -48,7 +57,7 @@ async def serving(
     if kept is None or not kept.is_restart:
         check_files(configs)
     async with AsyncExitStack() as stack:
-        machines = []
+        machines: list[ServedVm] = []
         try:
             for config in configs:
                 part = VmStore(store, config.name, left)
@@ -69,11 +78,11 @@ async def serving(
         yield machines
 
 
-async def _started(config: VmConfig, part: VmStore, kept: Kept | None) -> VirtualMachine | None:
+async def _started(config: VmConfig, part: VmStore, kept: Kept | None) -> ServedVm | None:
     """Return a VM that is being served; None if what a predecessor left of it cannot be used."""
     machine = None
     try:
-        machine = VirtualMachine(config, store=part, kept=kept)
+        machine = make_vm(config, store=part, kept=kept)
         await asyncio.create_task(machine.start(), context=context_of(machine.name))
     except StateError as error:
         if kept is None or not kept.is_restart:
@@ -159,7 +168,7 @@ async def serve(configs: Iterable[VmConfig]) -> None:
         warn_of_the_connected(machines)
 
 
-def warn_of_the_connected(machines: Iterable[VirtualMachine]) -> None:
+def warn_of_the_connected(machines: Iterable[ServedVm]) -> None:
     """Say what becomes of QEMUs that are still connected when everything ends."""
     for machine in machines:
         if machine.vmm_pid is not None:

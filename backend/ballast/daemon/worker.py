@@ -34,7 +34,7 @@ from ballast.daemon.serve import (
     stop_signal,
     warn_of_the_connected,
 )
-from ballast.daemon.vm import VirtualMachine
+from ballast.daemon.served import ServedVm
 from ballast.keeper.client import DismissedError, KeeperStore, Takeover
 from ballast.keeper.messages import Message
 from ballast.keeper.systemd import SystemdStore, is_offered
@@ -229,7 +229,7 @@ async def _serve(
     store.close()
 
 
-def announce(kept: Kept, machines: Sequence[VirtualMachine]) -> None:
+def announce(kept: Kept, machines: Sequence[ServedVm]) -> None:
     """Tell operators that this process serves, and why."""
     if kept.is_restart:
         gap = "" if kept.gap_seconds is None else f" after {kept.gap_seconds * 1000:.0f} ms"
@@ -257,7 +257,7 @@ class KeeperLink:
         self,
         store: KeeperStore,
         kept: Kept,
-        machines: Sequence[VirtualMachine],
+        machines: Sequence[ServedVm],
         new_keeper: NewKeeper,
     ) -> None:
         self._store = store

@@ -35,11 +35,24 @@ def rss_shmem_bytes(pid: int) -> int | None:
     Returns:
         Bytes, or None when the process is gone or may not be read.
     """
+    return _status_bytes(pid, "RssShmem")
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Return `VmRSS` of a process: all memory that it has mapped and touched.
+
+    Returns:
+        Bytes, or None when the process is gone or may not be read.
+    """
+    return _status_bytes(pid, "VmRSS")
+
+
+def _status_bytes(pid: int, name: str) -> int | None:
     try:
         text = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
         return None
     for line in text.splitlines():
-        if line.startswith("RssShmem:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None

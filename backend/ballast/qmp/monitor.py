@@ -105,6 +105,7 @@ class QemuMonitor:
             "connected": self.greeting is not None,
             "version": str(self.greeting) if self.greeting else None,
             "run-state": self.run_state,
+            "pid": self.pid,
             "problem": self.problem,
         }
 

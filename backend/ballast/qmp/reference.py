@@ -62,9 +62,11 @@ def _command(name: str, declaration: Declaration) -> Iterator[str]:
 
 
 def _record(some: Type) -> Record | None:
-    """Return the object that a result is, or is a list of."""
+    """Return the object that a result is, may be, or is a list of."""
     if isinstance(some, ListOf):
         return _record(some.element)
+    if isinstance(some, Either):
+        return next(filter(None, map(_record, some.options)), None)
     return some if isinstance(some, Record) else None
 
 

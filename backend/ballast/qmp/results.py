@@ -151,6 +151,7 @@ QEMU_STATUS = Record(
         Member("connected", BOOLEAN, "Whether it answers."),
         Member("version", optional(STRING), "QEMU's version."),
         Member("run-state", optional(STRING), "QEMU's run state: `running`, `paused`, ..."),
+        Member("pid", optional(INTEGER), "QEMU's process."),
         Member("problem", STRING, "Why it does not answer; empty if it does."),
     ),
     "QemuStatus",

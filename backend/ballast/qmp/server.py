@@ -50,6 +50,7 @@ class QmpServer:
         max_clients: int = MAX_CLIENTS,
         unix_time_ns: Callable[[], int] = time.time_ns,
         monitor: QemuMonitor | None = None,
+        is_balloon_qemus: bool = False,
         balloon_id: str = BALLOON_ID,
     ) -> None:
         """Make it; nothing listens before `start`.
@@ -62,14 +63,15 @@ class QmpServer:
             max_clients: How many there may be.
             unix_time_ns: The wall clock, in nanoseconds since the Unix epoch.
             monitor: QEMU's own monitor, if clients are to have that too.
+            is_balloon_qemus: Whether the balloon is QEMU's own.
             balloon_id: The id of the balloon's device in QEMU.
         """
         context = Context(vm, version, lambda: unix_time_ns() / 1e9, self.status, balloon_id)
         self._service: Service = LocalService(context)
         self._monitor = monitor
         if monitor is not None:
-            self._service = ProxyService(context, monitor)
-            monitor.events.append(lambda event: self._pass_on(encode_message(event)))
+            self._service = ProxyService(context, monitor, is_balloon_qemus=is_balloon_qemus)
+            monitor.events.append(self._qemu_event)
             monitor.changes.append(self._qemu_changed)
         self._counters = ClientCounters()
         self._path = path
@@ -131,6 +133,14 @@ class QmpServer:
     def _pass_on(self, event: bytes) -> None:
         for connection in self._clients:
             connection.send_event(event)
+
+    def _qemu_event(self, event: Mapping[str, object]) -> None:
+        """Pass QEMU's events on; of the balloon's, others than QMP's clients want to know too."""
+        data = encode_message(event)
+        if event["event"] in EVENTS:
+            self._broadcast(data)
+        else:
+            self._pass_on(data)
 
     def _qemu_changed(self) -> None:
         """Let clients go that were greeted by a QEMU that is gone."""

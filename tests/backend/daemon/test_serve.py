@@ -11,6 +11,7 @@ import pytest
 from ballast.daemon.config import VmConfig
 from ballast.daemon.kept import Kept
 from ballast.daemon.serve import serve, serving, stop_signal
+from ballast.daemon.vm import VirtualMachine
 from ballast.keeper.client import Takeover
 from ballast.streams.fdstore import MemoryStore
 from ballast_protocol.errors import OperatorError
@@ -36,6 +37,8 @@ async def test_many_vms_in_one_process(root: Path) -> None:
             await second.start()
             await first.inflate(FREE[0])
             await second.inflate(*FREE[:3])
+            assert isinstance(one, VirtualMachine)
+            assert isinstance(two, VirtualMachine)
             assert (one.ledger_bytes, two.ledger_bytes) == (4096, 3 * 4096)
     assert os.listdir(root) == []
 

@@ -60,6 +60,7 @@ async def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         store = KeeperStore(theirs)
         kept = Kept("parent", Takeover(), os.getpid())
         async with serving([VmConfig(name="web")], store=store, left={}, kept=kept) as (machine,):
+            assert isinstance(machine, VirtualMachine)
             link = Link(machine, store, keeper)
             yield link
             if not link.link._stopped.done():
