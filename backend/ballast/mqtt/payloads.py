@@ -13,8 +13,8 @@ from ballast_protocol.virtio.balloon import STATISTICS
 Json = dict[str, object]
 """A JSON object."""
 
-WITHOUT_QEMU = ("waiting-for-qemu", "disconnected", "unreachable")
-"""States in which a VM has no QEMU that we know of."""
+WITHOUT_QEMU = "waiting-for-qemu"
+"""The state of a VM that has no QEMU."""
 
 
 def encode(value: Mapping[str, object]) -> bytes:
@@ -52,7 +52,7 @@ def state(vm: BalloonControl, status: Mapping[str, object]) -> Json:
 
 def is_available(status: Mapping[str, object]) -> bool:
     """Whether a VM's QEMU is connected."""
-    return status.get("state") not in WITHOUT_QEMU
+    return status.get("state") != WITHOUT_QEMU
 
 
 def stats(

@@ -17,9 +17,11 @@ from ballast.mqtt.command import TargetCommand
 from ballast.mqtt.config import HomeAssistantConfig, MqttConfig, make_config
 from ballast.mqtt.discovery import SENSORS
 from ballast.mqtt.topics import Topics
-from ballast.policy.resize import Outcome
+from ballast.policy.resize import GuestState, Outcome
+from ballast.qmp.results import STATUS
 from ballast.qmp.target_results import RESIZE_RESULT
 from ballast_protocol.errors import OperatorError
+from ballast_protocol.qmp.types import Choice
 from support.balloon_control import FakeBalloonControl
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "mqtt.md").read_text()
@@ -78,6 +80,14 @@ def test_topics() -> None:
 )
 def test_messages(heading: str, value: dict[str, object]) -> None:
     assert keys(heading) == set(value) == example(heading)
+
+
+def test_states() -> None:
+    (table,) = tables("State")
+    assert set(re.findall(r"`([^`]+)`", table["guest"][0])) == {each.value for each in GuestState}
+    (declared,) = [each.type for each in STATUS.members if each.name == "state"]
+    assert isinstance(declared, Choice)
+    assert set(re.findall(r"`([^`]+)`", table["state"][0])) == set(declared.values)
 
 
 def test_commands() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,13 @@ async def running(broker: Mosquitto) -> AsyncIterator[Mosquitto]:
         await broker.kill()
 
 
+def documented_access() -> str:
+    """Return the access list in `docs/mqtt.md`, which is said to be enough."""
+    text = (Path(__file__).parents[3] / "docs" / "mqtt.md").read_text()
+    (block,) = re.findall(r"```\n(user ballast\n.*?)```", text, re.DOTALL)
+    return str(block).replace("HOST", "node1")
+
+
 @pytest.fixture
 async def closed(programs: Broker, tmp_path: Path) -> AsyncIterator[Mosquitto]:
     """A broker that wants a password, and lets nobody publish below `secret`."""
@@ -44,9 +52,7 @@ async def closed(programs: Broker, tmp_path: Path) -> AsyncIterator[Mosquitto]:
             programs.passwd, "-b", passwords, user, f"{user}'s word"
         )
         assert await process.wait() == 0
-    access.write_text(
-        "user ballast\ntopic ballast/#\nuser operator\ntopic #\n",
-    )
+    access.write_text(f"{documented_access()}user operator\ntopic #\n")
     broker = Mosquitto(
         programs,
         tmp_path,
@@ -83,6 +89,29 @@ async def test_what_the_broker_refuses_is_told(closed: Mosquitto, tmp_path: Path
         assert ours.status()["last-error"] == "the broker refuses publishing: Not authorized"
         assert ours.is_connected
         assert inbox.messages == []
+
+
+async def test_the_access_list_of_the_page_is_enough(closed: Mosquitto, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("ballast's word\n")
+    ours = bridge(
+        closed.url,
+        **{"username": "ballast", "password-file": str(password), "home-assistant": {}},
+    )
+    ours.event("vm1", b'{"event": "BALLOON_CHANGE"}')
+    async with (
+        closed.subscriber("ballast/#", "responses/#", "homeassistant/#") as inbox,
+        bridged(ours),
+    ):
+        await inbox.message("ballast/node1/vm1/event")
+        await inbox.message("ballast/node1/vm1/state")
+        await inbox.message("homeassistant/device/ballast_node1_vm1/config")
+        topic = "ballast/node1/vm1/target/set"
+        await closed.publish(topic, "1G", response_topic="responses/a")
+        await inbox.message("responses/a")
+        await closed.publish(topic, "2G")
+        await inbox.message("ballast/node1/vm1/target/result")
+        assert (ours.status()["refused-by-broker"], ours.status()["last-error"]) == (0, "")
 
 
 @pytest.fixture
