@@ -152,11 +152,15 @@ class PageBook:
         return sum(self._call(part) for part in self._complete(piece))
 
     def _complete(self, piece: Piece) -> Iterator[Piece]:
-        """Yield the host pages that a piece touches and of which the ledger holds every part."""
+        """Yield the host pages that a piece touches and of which the ledger holds every part.
+
+        Not those of which a part was handed over while nothing was given back.
+        """
         for part in _touched(piece):
             first = part.guest_address >> PFN_SHIFT
             count = part.length >> PFN_SHIFT
-            if self.ledger.held(first, count) == count:
+            is_kept = self.kept.count and self.kept.held(first, count)
+            if self.ledger.held(first, count) == count and not is_kept:
                 yield part
 
     def _call(self, piece: Piece) -> int:

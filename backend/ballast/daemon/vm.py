@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 
 from ballast.balloon.device import BalloonDevice
@@ -15,6 +14,7 @@ from ballast.balloon.ranges import Run
 from ballast.balloon.stats import GuestStatistics
 from ballast.daemon.blocks import HugeBalloon
 from ballast.daemon.config import VmConfig
+from ballast.daemon.freshness import Freshness
 from ballast.daemon.governor import GovernorLoop
 from ballast.daemon.kept import Kept
 from ballast.daemon.lasting import Lasting
@@ -114,7 +114,7 @@ class VirtualMachine:
         settings = self._wishes.settings() or Settings(config.stats_polling_interval)
         self._polling = Polling(self._transport.request_statistics, settings.stats_polling_interval)
         self._statistics_arrived = asyncio.Event()
-        self._statistics_seen = (0, 0.0)
+        self._freshness = Freshness()
         self._lock: NameLock | None = None
         self._mqtt_status: Callable[[], Mapping[str, object]] | None = None
         self.governor = GovernorLoop(self, config.governor(), save=self._wishes.save_governor)
@@ -227,8 +227,7 @@ class VirtualMachine:
 
     def statistics_received(self) -> None:
         """Wake whoever waits for new statistics."""
-        if self.device.statistics.updates != self._statistics_seen[0]:
-            self._statistics_seen = (self.device.statistics.updates, time.monotonic())
+        self._freshness.note(self.device.statistics.updates)
         self._statistics_arrived.set()
 
     # What operators ask ----------------------------------------------------------------------
@@ -295,9 +294,7 @@ class VirtualMachine:
     @property
     def stats_age_seconds(self) -> float | None:
         """How old they are, by a clock that nobody sets; None if none ever came."""
-        if not self.device.statistics.last_update:
-            return None
-        return time.monotonic() - self._statistics_seen[1]
+        return self._freshness.age_seconds(self.device.statistics.last_update)
 
     @property
     def stats_polling_interval(self) -> int:

@@ -270,6 +270,20 @@ def test_a_deflated_part_keeps_its_host_page(huge: tuple[Book, MarkedPages]) -> 
     assert book.inflate(others[100]) == HUGE
 
 
+def test_a_part_that_was_kept_keeps_its_host_page(huge: tuple[Book, MarkedPages]) -> None:
+    book, marked = huge
+    *others, last = COMPLETE
+    book.book.is_inhibited = True
+    book.inflate(*others)
+    book.book.is_inhibited = False
+    assert book.inflate(last) == 0
+    assert marked.gone() == set()
+    assert book.book.kept.count == len(others)
+    book.deflate(*others)
+    assert book.inflate(*others) == HUGE
+    assert marked.gone() == set(COMPLETE)
+
+
 def test_the_ragged_ends_of_a_region_never_go(huge: tuple[Book, MarkedPages]) -> None:
     book, marked = huge
     pages = sorted(marked.pfns)
