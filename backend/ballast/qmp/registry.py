@@ -66,14 +66,12 @@ class Context:
     Attributes:
         vm: The VM whose socket the command came from.
         version: Who we are.
-        unix_seconds: The wall clock.
         socket_status: What there is to know of the VM's QMP socket, for `ballast-status`.
         balloon_id: The id of the balloon's device in QEMU.
     """
 
     vm: BalloonControl
     version: Version
-    unix_seconds: Callable[[], float]
     socket_status: Callable[[], Mapping[str, object]] = _nothing
     balloon_id: str = qom.BALLOON_ID
 

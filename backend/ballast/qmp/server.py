@@ -66,7 +66,7 @@ class QmpServer:
             is_balloon_qemus: Whether the balloon is QEMU's own.
             balloon_id: The id of the balloon's device in QEMU.
         """
-        context = Context(vm, version, lambda: unix_time_ns() / 1e9, self.status, balloon_id)
+        context = Context(vm, version, self.status, balloon_id)
         self._service: Service = LocalService(context)
         self._monitor = monitor
         if monitor is not None:

@@ -16,7 +16,7 @@ def vm() -> FakeBalloonControl:
 
 
 async def run(vm: FakeBalloonControl, name: str, **arguments: Any) -> Any:
-    context = Context(vm, Version(1, 2, 3, "ballast 1.2.3"), lambda: 1012.5)
+    context = Context(vm, Version(1, 2, 3, "ballast 1.2.3"))
     answer = await execute(context, Command(name, arguments, {}))
     check_value(name, COMMANDS[name].returns, answer)
     return answer

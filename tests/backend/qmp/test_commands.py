@@ -26,7 +26,7 @@ STATUS: dict[str, object] = {
 
 
 async def run(vm: FakeBalloonControl, name: str, **arguments: Any) -> Any:
-    context = Context(vm, Version(1, 2, 3, "ballast 1.2.3"), lambda: 1012.5, lambda: SOCKET_STATUS)
+    context = Context(vm, Version(1, 2, 3, "ballast 1.2.3"), lambda: SOCKET_STATUS)
     request = {key.replace("_", "-"): value for key, value in arguments.items()}
     return await execute(context, Command(name, request, {}))
 
@@ -79,7 +79,7 @@ async def test_a_command_that_does_not_exist() -> None:
 
 
 async def test_none_of_ours_is_executed_out_of_band() -> None:
-    context = Context(FakeBalloonControl(), Version(1, 2, 3, "x"), lambda: 0.0)
+    context = Context(FakeBalloonControl(), Version(1, 2, 3, "x"))
     with pytest.raises(RefusedError, match="The command query-name does not support OOB"):
         await execute(context, Command("query-name", {}, {}, is_out_of_band=True))
 

@@ -20,7 +20,7 @@ LONG = 3600
 
 async def run(vm: FakeBalloonControl, name: str, **arguments: Any) -> Any:
     request = {key.replace("_", "-"): value for key, value in arguments.items()}
-    context = Context(vm, Version(1, 2, 3, "ballast"), lambda: 0.0)
+    context = Context(vm, Version(1, 2, 3, "ballast"))
     return await execute(context, Command(name, request, {}))
 
 
