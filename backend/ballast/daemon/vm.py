@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -12,6 +11,7 @@ from ballast.balloon.device import BalloonDevice
 from ballast.balloon.ledger import Ledger
 from ballast.balloon.ranges import Run
 from ballast.balloon.stats import GuestStatistics
+from ballast.daemon import books
 from ballast.daemon.blocks import HugeBalloon
 from ballast.daemon.config import VmConfig
 from ballast.daemon.freshness import Freshness
@@ -26,14 +26,14 @@ from ballast.daemon.wishes import Settings, Wishes
 from ballast.guest_link.events import LinkEvent
 from ballast.guest_link.link import GuestLink
 from ballast.guest_status import hyphenated
-from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
+from ballast.memory.residency import HostMemory
 from ballast.policy.resize import Observation, attainable, is_there
 from ballast.qmp.monitor import QemuMonitor
 from ballast.qmp.server import QmpServer
 from ballast.streams.fdstore import VmStore, no_store
 from ballast.streams.listening import kept_listener
-from ballast_protocol.errors import OperatorError, TimedOutError
-from ballast_protocol.virtio.balloon import PAGE_SIZE, BalloonFeature
+from ballast_protocol.errors import OperatorError
+from ballast_protocol.virtio.balloon import BalloonFeature
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,7 @@ class VirtualMachine:
         )
         settings = self._wishes.settings() or Settings(config.stats_polling_interval)
         self._polling = Polling(self._transport.request_statistics, settings.stats_polling_interval)
-        self._statistics_arrived = asyncio.Event()
-        self._freshness = Freshness()
+        self._freshness = Freshness(self.device, self._transport.request_statistics)
         self._lock: NameLock | None = None
         self._mqtt_status: Callable[[], Mapping[str, object]] | None = None
         self.governor = GovernorLoop(self, config.governor(), save=self._wishes.save_governor)
@@ -227,8 +226,7 @@ class VirtualMachine:
 
     def statistics_received(self) -> None:
         """Wake whoever waits for new statistics."""
-        self._freshness.note(self.device.statistics.updates)
-        self._statistics_arrived.set()
+        self._freshness.note()
 
     # What operators ask ----------------------------------------------------------------------
 
@@ -294,7 +292,7 @@ class VirtualMachine:
     @property
     def stats_age_seconds(self) -> float | None:
         """How old they are, by a clock that nobody sets; None if none ever came."""
-        return self._freshness.age_seconds(self.device.statistics.last_update)
+        return self._freshness.age_seconds
 
     @property
     def stats_polling_interval(self) -> int:
@@ -314,23 +312,7 @@ class VirtualMachine:
             OperatorError: The guest's driver does not offer statistics, or no driver is at work.
             TimedOutError: The guest did not answer in time.
         """
-        if not self.device.is_running:
-            raise OperatorError("the guest's balloon driver is not running")
-        if not self.device.driver_features & BalloonFeature.STATS_VQ:
-            raise OperatorError("the guest's balloon driver does not offer statistics")
-        before = self.device.statistics.updates
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while self.device.statistics.updates == before:
-                    # What arrives right after a pause is the old buffer, read again: ask once more.
-                    self._statistics_arrived.clear()
-                    self._transport.request_statistics()
-                    await self._statistics_arrived.wait()
-        except TimeoutError:
-            raise TimedOutError(
-                f"the guest sent no statistics within {timeout_seconds:g} s",
-                hint="A paused or very busy guest cannot answer; older values stay readable.",
-            ) from None
+        await self._freshness.refresh(timeout_seconds)
 
     def start_hinting(self) -> None:
         """Start a round of free-page hints.
@@ -357,11 +339,7 @@ class VirtualMachine:
     @property
     def ledger_bytes(self) -> int:
         """How much the guest has given up by our books, through its kernel and its agent."""
-        return self._kernel_bytes + self.device.blocks.hold_bytes
-
-    @property
-    def _kernel_bytes(self) -> int:
-        return self.device.pages.ledger.count * PAGE_SIZE
+        return books.given_up_bytes(self.device)
 
     def ledger_runs(self) -> list[Run]:
         """Return the pages that the guest's kernel has given up, as (first page, count)."""
@@ -375,7 +353,7 @@ class VirtualMachine:
             "state": self._state(),
             "problem": self._problem(),
             "settled": is_there(self.actual_bytes, self.target_bytes or self.ram_bytes),
-            "ledger": self._ledger(),
+            "ledger": books.status(device),
             "blocks": self.blocks.status(),
             "host": {
                 "allocated-bytes": host.allocated_bytes,
@@ -415,23 +393,6 @@ class VirtualMachine:
         failure = self.device.pages.last_failure
         return f"the kernel refuses to free guest memory: {failure}" if failure else ""
 
-    def _ledger(self) -> dict[str, int]:
-        """Return the books: what we know, and how far it is from what the guest says."""
-        return {
-            "pages": self.ledger_bytes // PAGE_SIZE,
-            "bytes": self.ledger_bytes,
-            "kernel-bytes": self._kernel_bytes,
-            "agent-bytes": self.device.blocks.hold_bytes,
-            "difference-bytes": self._kernel_bytes - self.device.actual_pages * PAGE_SIZE,
-            "waiting-bytes": self.device.pages.waiting_bytes(),
-            "kept-bytes": self.device.pages.kept.count * PAGE_SIZE,
-        }
-
     def host_memory(self) -> HostMemory:
         """Return how much of the guest's memory is really here, measured in two ways."""
-        files = self.device.pages.memory.files()
-        pid = self.vmm_pid
-        return HostMemory(
-            allocated_bytes=allocated_bytes(files.values()) if files else None,
-            rss_shmem_bytes=rss_shmem_bytes(pid) if pid else None,
-        )
+        return books.host_memory(self.device, self.vmm_pid)

@@ -1,44 +1,58 @@
 from __future__ import annotations
 
+from ballast.balloon.device import BalloonDevice
 from ballast.daemon.freshness import Freshness
+from support.backend import Listener
 
 
-class Clocks:
-    steady = 50.0
-    wall = 1000.0
+class Guest:
+    """A device that gets statistics, and two clocks."""
 
+    def __init__(self) -> None:
+        self.steady, self.wall = 50.0, 1000.0
+        self.device = BalloonDevice(Listener())
+        self.fresh = self.new_process()
 
-def made(clocks: Clocks) -> Freshness:
-    return Freshness(clock=lambda: clocks.steady, unix_seconds=lambda: clocks.wall)
+    def new_process(self) -> Freshness:
+        return Freshness(
+            self.device, lambda: True, clock=lambda: self.steady, unix_seconds=lambda: self.wall
+        )
+
+    def send(self, *, is_new: bool = True) -> None:
+        statistics = self.device.statistics
+        statistics.last_update, statistics.updates = (
+            int(self.wall),
+            statistics.updates + is_new,
+        )
+        self.fresh.note()
 
 
 def test_what_never_came_has_no_age() -> None:
-    assert made(Clocks()).age_seconds(0) is None
+    assert Guest().fresh.age_seconds is None
 
 
 def test_a_clock_that_is_set_back_makes_nothing_new() -> None:
-    clocks = Clocks()
-    fresh = made(clocks)
-    fresh.note(1)
-    clocks.steady, clocks.wall = 60.0, 10.0
-    assert fresh.age_seconds(1000) == 10.0
+    guest = Guest()
+    guest.send()
+    guest.steady, guest.wall = 60.0, 10.0
+    assert guest.fresh.age_seconds == 10.0
 
 
 def test_a_repeated_buffer_is_not_new() -> None:
-    clocks = Clocks()
-    fresh = made(clocks)
-    fresh.note(1)
-    clocks.steady += 5
-    fresh.note(1)
-    assert fresh.age_seconds(1000) == 5.0
-    fresh.note(2)
-    assert fresh.age_seconds(1000) == 0.0
+    guest = Guest()
+    guest.send()
+    guest.steady += 5
+    guest.send(is_new=False)
+    assert guest.fresh.age_seconds == 5.0
+    guest.send()
+    assert guest.fresh.age_seconds == 0.0
 
 
 def test_what_a_predecessor_left_is_no_younger_than_we_are() -> None:
-    clocks = Clocks()
-    fresh = made(clocks)
-    clocks.steady, clocks.wall = 53.0, 1003.0
-    assert fresh.age_seconds(990) == 13.0
-    clocks.wall = 900.0
-    assert fresh.age_seconds(990) == 3.0
+    guest = Guest()
+    guest.send()
+    fresh = guest.new_process()
+    guest.steady, guest.wall = 53.0, 1013.0
+    assert fresh.age_seconds == 13.0
+    guest.wall = 900.0
+    assert fresh.age_seconds == 3.0

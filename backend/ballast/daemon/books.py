@@ -1,0 +1,44 @@
+"""What we know a guest to have given up, beside what it says, and what the host really holds."""
+
+from __future__ import annotations
+
+from ballast.balloon.device import BalloonDevice
+from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
+from ballast_protocol.virtio.balloon import PAGE_SIZE
+
+
+def given_up_bytes(device: BalloonDevice) -> int:
+    """Return how much a guest has given up, through its kernel and its agent."""
+    return _kernel_bytes(device) + device.blocks.hold_bytes
+
+
+def status(device: BalloonDevice) -> dict[str, int]:
+    """Return the books: what we know, and how far it is from what the guest says."""
+    given_up = given_up_bytes(device)
+    return {
+        "pages": given_up // PAGE_SIZE,
+        "bytes": given_up,
+        "kernel-bytes": _kernel_bytes(device),
+        "agent-bytes": device.blocks.hold_bytes,
+        "difference-bytes": _kernel_bytes(device) - device.actual_pages * PAGE_SIZE,
+        "waiting-bytes": device.pages.waiting_bytes(),
+        "kept-bytes": device.pages.kept.count * PAGE_SIZE,
+    }
+
+
+def host_memory(device: BalloonDevice, pid: int | None) -> HostMemory:
+    """Return how much of a guest's memory is really here, measured in two ways.
+
+    Args:
+        device: The guest's balloon.
+        pid: The process that runs the guest, if one is known.
+    """
+    files = device.pages.memory.files()
+    return HostMemory(
+        allocated_bytes=allocated_bytes(files.values()) if files else None,
+        rss_shmem_bytes=rss_shmem_bytes(pid) if pid else None,
+    )
+
+
+def _kernel_bytes(device: BalloonDevice) -> int:
+    return device.pages.ledger.count * PAGE_SIZE
