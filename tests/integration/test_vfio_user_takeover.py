@@ -47,10 +47,10 @@ def worker(variant: Variant) -> Serve:
         def ask() -> None:
             device.set_target(RAM_BYTES - orders.target_pages * PAGE_SIZE)
 
-        ask()
         server = VfioUserServer(device, variant=variant, store=store, state=lasting.state)
         listener.transport = server
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ask)
+        ask()
         await server.start()
         store.drop_rest()
 

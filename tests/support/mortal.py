@@ -285,6 +285,8 @@ async def mortal(
     """
     ours, theirs = socket.socketpair()
     workers = Mortal(serve, choose_life)
+    # A worker that cannot listen yet inherits this, and looks at its orders when it can.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     workers.put("vm/connection", theirs.fileno())
     theirs.close()
     workers.begin()
@@ -293,3 +295,4 @@ async def mortal(
         workers.check()
     finally:
         workers.end()
+        signal.signal(signal.SIGUSR1, before)
