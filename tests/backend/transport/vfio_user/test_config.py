@@ -16,9 +16,10 @@ from ballast.transport.vfio_user.config import ConfigSharing
 from ballast.transport.vfio_user.model import BalloonModel
 from ballast.transport.vfio_user.page import ConfigPage
 from ballast.virtio_pci.layout import Layout, Variant, make_layout
-from ballast_protocol.errors import InternalError
+from ballast_protocol.errors import InternalError, StateError
 from support.backend import Listener, until
 from support.fds import none_left_open
+from support.stores import processes
 
 RAM = 16 << 20
 FEATURES = 1 << 32
@@ -142,3 +143,47 @@ def test_a_page_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.Monk
 def test_a_layout_without_anything_to_map_has_no_page() -> None:
     with pytest.raises(InternalError):
         ConfigPage(layout(Variant.INTX))
+
+
+# A successor
+
+
+async def test_a_successor_has_the_page_that_the_guest_has_mapped(device: BalloonDevice) -> None:
+    with processes() as store:
+        before = ConfigSharing(device, MAPPED, KeptFds(store.part()))
+        guest = Guest(before)
+        guest.put(1, 9)
+        before.close()
+        device.start(FEATURES, fresh=True)
+        after = ConfigSharing(device, MAPPED, KeptFds(store.part()), is_resumed=True)
+        after.take()
+        assert device.actual_pages == 9
+        device.set_target(RAM - 4096)
+        after.show()
+        assert guest.get(0) == 1
+        guest.page.close()
+        after.close()
+
+
+async def test_a_page_that_is_missing_is_told_of(device: BalloonDevice) -> None:
+    with processes() as store, pytest.raises(StateError, match="page"):
+        ConfigSharing(device, MAPPED, KeptFds(store.part()), is_resumed=True)
+
+
+def test_whether_the_page_was_passed_on_can_be_asked_for() -> None:
+    page = ConfigPage(MAPPED)
+    successor = ConfigPage(MAPPED, os.dup(page.fd))
+    try:
+        assert not successor.was_passed_on(80)
+        sent = page.pass_on(80)
+        mapped = mmap.mmap(sent, mmap.PAGESIZE)
+        os.close(sent)
+        assert successor.was_passed_on(80)
+        assert not successor.was_passed_on(160)
+        mapped.close()
+        assert not successor.was_passed_on(80)
+        os.close(page.pass_on(80))  # as in a process that was killed before it sent it
+        assert not successor.was_passed_on(80)
+    finally:
+        successor.close()
+        page.close()

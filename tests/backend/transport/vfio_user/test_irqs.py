@@ -9,12 +9,14 @@ import pytest
 from ballast.streams.fds import FdSet
 from ballast.streams.fdstore import no_store
 from ballast.transport.kept import KeptFds
-from ballast.transport.vfio_user.irqs import Irqs
+from ballast.transport.vfio_user.irqs import Irqs, SavedIrqs
 from ballast.virtio_pci.effects import Intx, Vector
-from ballast_protocol.errors import MalformedError
+from ballast_protocol.errors import MalformedError, StateError
 from ballast_protocol.vfio_user.events import ActOnIrqs, IrqAction, SetIrqEventfds
 from ballast_protocol.vfio_user.message import PciIrq
+from support.backend import until
 from support.fds import memory_file, none_left_open
+from support.stores import processes
 
 TRIGGER, UNMASK = IrqAction.TRIGGER, IrqAction.UNMASK
 MSIX, INTX = PciIrq.MSIX, PciIrq.INTX
@@ -123,3 +125,45 @@ async def test_an_unmask_descriptor_that_cannot_be_waited_for(bench: Bench) -> N
     with none_left_open(), pytest.raises(MalformedError):
         bench.set(INTX, 0, [fd], UNMASK)
     os.close(fd)
+
+
+# A successor
+
+
+async def test_a_successor_raises_the_same_interrupts(eventfds: list[int]) -> None:
+    with processes() as store:
+        kept = KeptFds(store.part())
+        before = Irqs(kept, lambda: None)
+        give(before, MSIX, 0, eventfds)
+        give(before, INTX, 0, eventfds[:1], UNMASK)
+        assert store.held == {"irq.2.0", "irq.2.1", "irq.2.2", "irq.unmask"}
+        before.disable(MSIX)
+        give(before, MSIX, 1, eventfds[1:])
+        kept.settle()
+        assert store.held == {"irq.2.1", "irq.2.2", "irq.unmask"}
+        saved = before.save()
+        before.close()
+
+        unmasked = []
+        after = Irqs(KeptFds(store.part()), lambda: unmasked.append(1))
+        after.restore(saved)
+        assert after.save() == saved
+        after.raise_(Vector(2))
+        after.raise_(Vector(0))
+        assert [raised(fd) for fd in eventfds] == [0, 0, 1]
+        os.eventfd_write(eventfds[0], 1)
+        await until(lambda: unmasked == [1])
+        after.close()
+
+
+async def test_an_interrupt_that_is_missing_is_told_of() -> None:
+    with processes() as store:
+        irqs = Irqs(KeptFds(store.part()), lambda: None)
+        with pytest.raises(StateError, match=r"irq\.2\.5"):
+            irqs.restore(SavedIrqs(((2, 5),)))
+        irqs.close()
+
+
+def give(irqs: Irqs, index: int, start: int, fds: list[int], action: IrqAction = TRIGGER) -> None:
+    with FdSet(os.dup(fd) for fd in fds) as given:
+        irqs.set(SetIrqEventfds(index, start, len(fds), action, has_fds=True), given)
