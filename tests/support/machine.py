@@ -127,11 +127,22 @@ async def machine_at(
     """
     with GuestRam.of(*blocks) as ram:
         async with await Frontend.connect(path) as frontend:
-            await frontend.handshake(accept)
-            wanted = frontend.features_offered & ~(1 << 30) if features is None else features
-            event_idx = bool(wanted & 1 << 29)
-            queues = {
-                role: DriverQueue(ram, 128, event_idx=event_idx, slot_size=2048)
-                for role in queue_order(wanted)
-            }
-            yield Machine(frontend, ram, wanted, queues)
+            yield await plugged_in(frontend, ram, accept=accept, features=features)
+
+
+async def plugged_in(
+    frontend: Frontend,
+    ram: GuestRam,
+    *,
+    accept: ProtocolFeature = QEMU_PROTOCOL_FEATURES,
+    features: int | None = None,
+) -> Machine:
+    """Do the handshake, and return a machine with this memory of which nothing runs yet."""
+    await frontend.handshake(accept)
+    wanted = frontend.features_offered & ~(1 << 30) if features is None else features
+    event_idx = bool(wanted & 1 << 29)
+    queues = {
+        role: DriverQueue(ram, 128, event_idx=event_idx, slot_size=2048)
+        for role in queue_order(wanted)
+    }
+    return Machine(frontend, ram, wanted, queues)

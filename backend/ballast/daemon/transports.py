@@ -38,6 +38,7 @@ def make_transport(
     elif mode == "parent":
         fd = None  # it was inherited by the parent, and is in the store as long as it lives
     if config.transport == "vhost-user":
-        return VhostUserServer(device, path=path, fd=fd, store=store)
+        kept = None if mode == "none" else state
+        return VhostUserServer(device, path=path, fd=fd, store=store, state=kept)
     variant = Variant(config.variant)
     return VfioUserServer(device, path=path, fd=fd, variant=variant, store=store, state=state)

@@ -66,8 +66,22 @@ class SplitQueue:
         state: The positions, kept up to date; valid after `detach` too.
     """
 
-    def __init__(self, state: QueueState, resolve: Resolve) -> None:
+    def __init__(
+        self,
+        state: QueueState,
+        resolve: Resolve,
+        publishing: Callable[[int, int], None] = lambda old, new: None,
+    ) -> None:
+        """Make a queue that is not attached yet.
+
+        Args:
+            state: What it is.
+            resolve: Finds its rings.
+            publishing: Told, before the driver can see it, from where to where the used index goes.
+        """
         self.state = state
+        self._publishing = publishing
+        self._published = state.next_used
         self._resolve = resolve
         self._memory = MemoryMap()
         self._attached = False
@@ -116,8 +130,23 @@ class SplitQueue:
 
     def adopt_used_index(self) -> None:
         """Take the position in the used ring from guest memory, where it outlives the device."""
-        self.state.next_used = self._used[_INDEX]
+        self._use_from(self._used[_INDEX])
+
+    def recover_used_index(self, old: int, new: int) -> None:
+        """Go on after a predecessor that was killed, perhaps while it published.
+
+        Args:
+            old: From where the used index went when it was last published.
+            new: To where. The index in guest memory is one of the two, unless the driver has
+                written there; then what was published counts.
+        """
+        index = self._used[_INDEX]
+        self._use_from(old if index == old else new)
+
+    def _use_from(self, index: int) -> None:
+        self.state.next_used = self._published = index
         self._signalled = None
+        self._publishing(index, index)
 
     @property
     def driver_index(self) -> int:
@@ -172,7 +201,8 @@ class SplitQueue:
         old, new = self._used[_INDEX], self.state.next_used
         if old == new:
             return False
-        self._used[_INDEX] = new
+        self._publishing(self._published, new)
+        self._used[_INDEX] = self._published = new
         full_barrier()
         if not self.state.event_idx:
             return not self._avail[_AVAIL_FLAGS] & AvailFlag.NO_INTERRUPT

@@ -30,6 +30,11 @@ class KickFd:
             raise MalformedError(f"a kick descriptor cannot be waited for: {error}") from error
         self._fd = fd
 
+    @property
+    def fd(self) -> int:
+        """The descriptor, which stays its own."""
+        return self._fd
+
     def _readable(self) -> None:
         """Drain the counter, then report one kick, however many there were."""
         try:
@@ -60,6 +65,11 @@ class CallFd:
         with contextlib.suppress(OSError):
             os.set_blocking(fd, False)
         self._fd = fd
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, which stays its own."""
+        return self._fd
 
     def signal(self) -> None:
         """Notify. A full counter means that a notification is pending already."""

@@ -167,12 +167,20 @@ class VmStore:
             InternalError: The name cannot be one.
         """
         if not self._is_frozen:
+            self._forget(what)
             self._store.put(self._prefix + what, fd)
 
     def drop(self, what: str) -> None:
         """Let a descriptor go, if there is one of that name."""
         if not self._is_frozen:
+            self._forget(what)
             self._store.drop(self._prefix + what)
+
+    def _forget(self, what: str) -> None:
+        """Give up what the predecessor left under a name that has another meaning from now on."""
+        fd = self._left.pop(what, None)
+        if fd is not None:
+            os.close(fd)
 
     def take(self, what: str) -> int | None:
         """Return what the predecessor left, which is the caller's then; the store keeps its own."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -59,7 +60,7 @@ class SessionRecords(Generic[SavedT]):
         """
         self._cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
         self._all, self._head = state.record(name), state.record(f"{name}-position")
-        self._adapter = TypeAdapter(kind)
+        self._adapter: TypeAdapter[SavedT] = _adapter(kind)  # type: ignore[arg-type]
         self._form = form
         self._number = 0
 
@@ -108,3 +109,9 @@ class SessionRecords(Generic[SavedT]):
             self._head.save(head, self._form)
         else:
             self._all.save(head + self._adapter.dump_json(session), self._form)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return what makes JSON of a type; to make that takes longer than a whole takeover may."""
+    return TypeAdapter(kind)

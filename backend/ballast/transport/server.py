@@ -14,7 +14,7 @@ from typing import Protocol
 from ballast.streams.fdstore import VmStore, no_store
 from ballast.streams.listening import kept_listener
 from ballast.streams.unix import peer_pid
-from ballast_protocol.errors import OperatorError
+from ballast_protocol.errors import OperatorError, StateError
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +178,9 @@ class DeviceServer:
             sock.close()
             self._store.drop("connection")
             return
+        except StateError:
+            sock.close()
+            raise
         log.info("process %s connected", self.session.pid)
         self._watch()
         self._changed()

@@ -65,7 +65,14 @@ class Acknowledgement:
 class BackendChannel:
     """Makes the notifications and matches the acknowledgements that come back."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_come: int = 0) -> None:
+        """Begin.
+
+        Args:
+            may_come: How many acknowledgements may come that predecessors have asked for; or they
+                have come already.
+        """
+        self._may_come = may_come
         self._awaited: deque[tuple[int, ...]] = deque()
         self._buffer = bytearray()
 
@@ -108,13 +115,18 @@ class BackendChannel:
                 break
             value = U64Payload.unpack(bytes(self._buffer[Header.SIZE : end])).value
             del self._buffer[:end]
-            self._awaited.popleft()
+            if self._awaited:
+                self._awaited.popleft()
+            else:
+                self._may_come -= 1
             found.append(Acknowledgement(header.request, value))
         return found
 
     def _check(self, header: Header) -> None:
         if header.flags != REPLY_FLAGS or header.size != U64Payload.SIZE:
             raise MalformedError(f"no acknowledgement on the back-end's channel: {header}")
+        if not self._awaited and self._may_come:
+            return
         if not self._awaited:
             raise PeerError(f"an acknowledgement of {header.request} that nobody asked for")
         if header.request not in self._awaited[0]:

@@ -106,3 +106,15 @@ def test_a_vm_without_a_store() -> None:
     assert not part.left
     assert not part.accepts
     part.drop_rest()
+
+
+def test_what_is_stored_anew_is_not_left_over() -> None:
+    with none_left_open(), MemoryStore() as store:
+        old, new = eventfd_of(1), eventfd_of(2)
+        store.put("web/kick.0", old)
+        part = VmStore(store, "web", store.take_all())
+        part.put("kick.0", new)
+        part.drop_rest()
+        assert count_of(store.held["web/kick.0"]) == 2
+        for fd in (old, new):
+            os.close(fd)

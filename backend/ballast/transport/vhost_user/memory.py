@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 
 from ballast.memory.map import MemoryMap, Region, RegionLayout
 from ballast.streams.fds import FdSet
+from ballast.transport.kept import KeptFds
+from ballast.transport.vhost_user.saved import SavedRegion
+from ballast_protocol.errors import PeerError, StateError
 from ballast_protocol.vhost_user.message import MemoryRegion
 
 
@@ -16,14 +20,17 @@ class SessionMemory:
         map: The regions as they are now.
     """
 
-    def __init__(self, damaged: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, kept: KeptFds, damaged: Callable[[], None] = lambda: None) -> None:
         """Begin without any.
 
         Args:
+            kept: Where their files are kept for a successor.
             damaged: Told, during an access, that a region's file has lost pages.
         """
         self.map = MemoryMap()
+        self._kept = kept
         self._damaged = damaged
+        self._numbers: dict[Region, int] = {}
 
     def add(self, announced: MemoryRegion, fds: FdSet) -> None:
         """Take one more region and its descriptor.
@@ -35,7 +42,7 @@ class SessionMemory:
         try:
             self.map = self.map.with_region(region)
         except Exception:
-            region.close()
+            self._close(region)
             raise
 
     def remove(self, announced: MemoryRegion) -> None:
@@ -45,7 +52,7 @@ class SessionMemory:
             MalformedError: There is no such region.
         """
         self.map, region = self.map.without_region(announced.guest_address, announced.size)
-        region.close()
+        self._close(region)
 
     def replace(self, announced: tuple[MemoryRegion, ...], fds: FdSet) -> None:
         """Take a whole new set of regions instead of the present ones.
@@ -60,13 +67,13 @@ class SessionMemory:
                 try:
                     fresh = fresh.with_region(region)
                 except Exception:
-                    region.close()
+                    self._close(region)
                     raise
         except Exception:
-            _close_all(fresh)
+            self._close_all(fresh)
             raise
         old, self.map = self.map, MemoryMap(fresh.regions, self.map.sequence + 1)
-        _close_all(old)
+        self._close_all(old)
 
     def _open(self, announced: MemoryRegion, fds: FdSet) -> Region:
         """Map one region; its descriptor leaves the set only when that has worked."""
@@ -79,14 +86,63 @@ class SessionMemory:
         region = Region(layout, fds.peek())
         fds.steal()
         region.on_damage = self._damaged
+        # A number that is in use by no region, not even by one that is about to go.
+        number = min(set(range(len(self._numbers) + 1)) - set(self._numbers.values()))
+        self._numbers[region] = number
+        self._kept.put(_name(number), region.fd)
         return region
+
+    def _close(self, region: Region) -> None:
+        self._kept.drop(_name(self._numbers.pop(region)))
+        region.close()
+
+    def _close_all(self, memory: MemoryMap) -> None:
+        for region in memory.regions:
+            self._close(region)
 
     def close(self) -> None:
         """Give everything up."""
         old, self.map = self.map, MemoryMap((), self.map.sequence + 1)
-        _close_all(old)
+        self._close_all(old)
+
+    # A successor -----------------------------------------------------------------------------
+
+    def save(self) -> tuple[SavedRegion, ...]:
+        """Return what a successor needs, beside the files."""
+        return tuple(
+            SavedRegion(
+                region.layout.guest_address,
+                region.layout.size_bytes,
+                region.layout.user_address,
+                region.layout.file_offset,
+                self._numbers[region],
+            )
+            for region in self.map.regions
+        )
+
+    def restore(self, regions: Iterable[SavedRegion]) -> None:
+        """Take over a predecessor's regions, in place of none.
+
+        Raises:
+            StateError: A file is missing, or is not what it was.
+        """
+        for saved in regions:
+            fd = self._kept.take(_name(saved.number))
+            layout = RegionLayout(
+                guest_address=saved.guest_address,
+                size_bytes=saved.size_bytes,
+                user_address=saved.user_address,
+                file_offset=saved.file_offset,
+            )
+            try:
+                region = Region(layout, fd)
+            except PeerError as error:
+                os.close(fd)
+                raise StateError(f"the guest's memory cannot be taken over: {error}") from error
+            region.on_damage = self._damaged
+            self._numbers[region] = saved.number
+            self.map = self.map.with_region(region)
 
 
-def _close_all(memory: MemoryMap) -> None:
-    for region in memory.regions:
-        region.close()
+def _name(number: int) -> str:
+    return f"memory.{number}"

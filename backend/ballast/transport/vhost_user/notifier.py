@@ -19,6 +19,7 @@ from ballast.streams.fds import FdSet
 from ballast.streams.unix import MessageSocket
 from ballast_protocol.errors import PeerError
 from ballast_protocol.vhost_user.channel import BackendChannel, ConfigChange
+from ballast_protocol.vhost_user.message import Header
 
 POLL_SECONDS = (0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002)
 """Pauses between looks at whether QEMU has taken the first byte; the last one repeats."""
@@ -66,7 +67,7 @@ class ConfigNotifier:
             counts: Where to count; outlives the channel.
         """
         self._socket = channel_socket
-        self._channel = BackendChannel()
+        self._channel = BackendChannel(may_come=channel_socket.outbox.end // Header.SIZE)
         self._need_reply = need_reply
         self._settle = settle
         self._failed = failed
@@ -77,6 +78,22 @@ class ConfigNotifier:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
         self.is_wanted = False
+
+    def go_on(self) -> None:
+        """Finish what a predecessor may have begun, at once: QEMU may be standing still.
+
+        Messages go out one after the other and all have the same length, so the outbox tells where
+        in a message it was killed.
+        """
+        try:
+            self._socket.flush()
+        except PeerError as error:
+            self._failed(str(error))
+            return
+        if self._socket.outbox.end % Header.SIZE:
+            self._change = self._channel.split_config_change(need_reply=self._need_reply)
+            self._phase = _Phase.OFFERED
+            self._look()
 
     def notify(self) -> None:
         """Ask for a notification; several that wait become one.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, MutableSequence
+from functools import partial
 
 from ballast.balloon.device import BalloonDevice
 from ballast.memory.map import MemoryMap
 from ballast.streams.eventfd import CallFd, KickFd
 from ballast.streams.fds import FdSet
 from ballast.transport.base import NO_SHARED_MEMORY
+from ballast.transport.kept import KeptFds
 from ballast.transport.slices import SliceServer
+from ballast.transport.vhost_user.saved import SavedVring
 from ballast.transport.vhost_user.vring import Vring
 from ballast_protocol.errors import GuestError
 from ballast_protocol.vhost_user import events
@@ -28,12 +32,28 @@ class Rings:
         problem: What keeps the balloon from working, for the operator; empty if nothing does.
     """
 
-    def __init__(self, device: BalloonDevice) -> None:
+    def __init__(
+        self,
+        device: BalloonDevice,
+        kept: KeptFds,
+        cells: MutableSequence[int] | memoryview,
+        changed: Callable[[], None],
+    ) -> None:
+        """Begin with rings of which nothing is known.
+
+        Args:
+            device: What they are of.
+            kept: Where their descriptors are kept for a successor.
+            cells: Where their positions are.
+            changed: Called when something of `save` has changed, before a driver can see it.
+        """
         self.problem = ""
         self._device = device
+        self._changed = changed
         self._memory = MemoryMap()
         self._features = 0
-        self._vrings = [Vring(index) for index in range(QUEUE_COUNT)]
+        self._due: set[int] | None = None
+        self._vrings = [Vring(index, kept, cells) for index in range(QUEUE_COUNT)]
         self._slices = SliceServer(device, self)
 
     # Description -----------------------------------------------------------------------------
@@ -134,7 +154,7 @@ class Rings:
         self._device.start(features, fresh=fresh)
         for vring in started:
             if self._attach(vring):
-                vring.queue.adopt_used_index()
+                vring.begin()
 
     def _attach(self, vring: Vring) -> bool:
         """Find a ring in guest memory; a ring that is not there breaks down and is reported."""
@@ -162,9 +182,12 @@ class Rings:
 
     def _run(self, vring: Vring) -> None:
         """Let a ring run: the first one starts the device, others may join it later."""
+        is_new = not (self._device.is_running and vring.queue.is_attached) and not vring.is_broken
         self._begin()
         if not vring.queue.is_attached and not vring.is_broken and self._attach(vring):
-            vring.queue.adopt_used_index()
+            vring.begin()
+        if is_new:
+            self._changed()
         self._service(vring)
 
     def is_active(self, index: int) -> bool:
@@ -180,9 +203,23 @@ class Rings:
         self._vrings[index].break_down()
         self._device.metrics.broken_queues += 1
         self.report_problem(f"the guest broke queue {index}: {error}")
+        self._changed()
 
     def _service(self, vring: Vring) -> None:
-        self._slices.serve(vring.index, vring.queue)
+        if self._due is None:
+            self._slices.serve(vring.index, vring.queue)
+        else:
+            self._due.add(vring.index)
+
+    def hold(self) -> None:
+        """Serve nothing before `release`: what is being decided has to be saved first."""
+        self._due = set()
+
+    def release(self) -> None:
+        """Serve what was to be served meanwhile."""
+        due, self._due = self._due or (), None
+        for index in sorted(due):
+            self._service(self._vrings[index])
 
     def stop(self, index: int) -> int:
         """Stop a ring and return where it stopped; a held stats buffer is given back unread."""
@@ -213,6 +250,7 @@ class Rings:
                 notify = self._device.statistics.give_back(vring.queue)
                 if notify:
                     vring.interrupt()
+                self._changed()
                 return notify is not None
         return False
 
@@ -228,3 +266,33 @@ class Rings:
         """Let go of everything."""
         for vring in self._vrings:
             vring.close()
+
+    # A successor -----------------------------------------------------------------------------
+
+    def save(self) -> tuple[SavedVring, ...]:
+        """Return what a successor needs, beside descriptors and positions."""
+        return tuple(vring.save() for vring in self._vrings)
+
+    def restore(self, accepted: events.SetFeatures, vrings: Iterable[SavedVring]) -> None:
+        """Take over a predecessor's rings, without touching them yet.
+
+        Raises:
+            StateError: A descriptor is missing.
+        """
+        for vring, saved in zip(self._vrings, vrings, strict=False):
+            vring.restore(saved, partial(self._kicked, vring))
+        self.accept_features(accepted)
+
+    def go_on(self, memory: MemoryMap) -> None:
+        """Go on where the predecessor was killed, in its memory.
+
+        Every ring is looked at and every driver notified: a kick or an interrupt may have got lost.
+        """
+        self.use(memory)
+        running = [vring for vring in self._vrings if vring.is_started and vring.queue.is_attached]
+        for vring in running:
+            vring.go_on()
+        for vring in running:
+            if vring.is_active:
+                vring.interrupt()
+                self._service(vring)

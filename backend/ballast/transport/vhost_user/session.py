@@ -2,6 +2,11 @@
 
 Requests are served in the order in which they come, each to its end, between two slices of ring
 work; so a ring is never stopped, and memory never taken away, in the middle of a buffer.
+
+A session outlives its process. What a request changes is saved as a whole, together with the fact
+that it was served; only then its reply is sent and rings are served that it has started. So a
+successor either goes on with the next request or serves the same one once more, of which nobody has
+seen anything. How far a ring was served stands in its used ring.
 """
 
 from __future__ import annotations
@@ -12,13 +17,23 @@ import socket
 from collections.abc import Callable
 
 from ballast.balloon.device import BalloonDevice
+from ballast.balloon.state import restore as restore_device
+from ballast.balloon.state import save as save_device
 from ballast.memory.map import MAX_REGIONS
-from ballast.streams.unix import MessageSocket, peer_pid
-from ballast.transport.reader import MessageReader
+from ballast.state.file import StateFile
+from ballast.streams.fdstore import VmStore
+from ballast.streams.outbox import Outbox
+from ballast.streams.unix import peer_pid
+from ballast.transport.kept import KeptFds
+from ballast.transport.reader import MessageReader, Position
+from ballast.transport.records import SessionRecords
+from ballast.transport.vhost_user.back_channel import BackChannel
 from ballast.transport.vhost_user.memory import SessionMemory
-from ballast.transport.vhost_user.notifier import ConfigNotifier, NotifierCounts
+from ballast.transport.vhost_user.notifier import NotifierCounts
 from ballast.transport.vhost_user.rings import QUEUE_COUNT, Rings
-from ballast_protocol.errors import MalformedError, PeerError
+from ballast.transport.vhost_user.saved import OUTBOX, SavedSession
+from ballast.transport.vhost_user.vring import FIRST_CELL
+from ballast_protocol.errors import PeerError, StateError
 from ballast_protocol.vhost_user import events
 from ballast_protocol.vhost_user.connection import BackendConnection
 from ballast_protocol.vhost_user.message import ProtocolFeature, message_bytes
@@ -36,6 +51,16 @@ PROTOCOL_FEATURES = (
 )
 """What is offered. LOG_SHMFD is not: a balloon writes only used rings, and QEMU cannot migrate
 this device; INFLIGHT_SHMFD is not: QEMU's generic device never asks for it."""
+
+_QUESTIONS = (
+    events.GetFeatures,
+    events.GetProtocolFeatures,
+    events.GetQueueNum,
+    events.GetMaxMemSlots,
+    events.GetConfig,
+    events.Unsupported,
+)
+"""Requests that change nothing."""
 
 TURNS_TO_SETTLE = 32
 """More turns than all that a socket can hold needs; a peer that goes on is not waited for."""
@@ -55,41 +80,73 @@ class Session:
         *,
         ended: Callable[[str], None],
         counts: NotifierCounts,
+        store: VmStore,
+        state: StateFile | None = None,
     ) -> None:
-        """Take over a connected socket.
+        """Take over a connected socket; `go_on` where a predecessor has used it.
 
         Args:
             sock: The connection.
             device: What is behind it.
             ended: Called once, with a reason, when the connection is over.
             counts: Where config notifications are counted.
+            store: Where descriptors are kept for a successor, and where a predecessor left them.
+            state: Where all else is kept for it; None if there will be none.
+
+        Raises:
+            StateError: A predecessor's state cannot be used.
         """
         self.pid = peer_pid(sock)
         self._device = device
         self._ended = ended
-        self._counts = counts
+        self._records: SessionRecords[SavedSession] | None = None
+        saved, position = None, Position()
+        if state is not None:
+            self._records = SessionRecords(state, sock, "vhost-user", SavedSession)
+            saved, position = self._records.load() or (None, position)
+        self._features_offered = saved.features_offered if saved else device.offered
         self._connection = BackendConnection(
-            features=device.offered,
+            features=self._features_offered,
             protocol_features=PROTOCOL_FEATURES,
             queue_count=QUEUE_COUNT,
             max_mem_slots=MAX_REGIONS,
             config_size=BalloonConfig.SIZE,
         )
-        self._memory = SessionMemory(self._memory_damaged)
-        self._rings = Rings(device)
-        self._notifier: ConfigNotifier | None = None
-        self._wants_notice = False
+        self._kept = KeptFds(store)
+        self._memory = SessionMemory(self._kept, self._memory_damaged)
+        cells = state.cells if state else [0] * (FIRST_CELL + QUEUE_COUNT)
+        self._rings = Rings(device, self._kept, cells, self._save_now)
+        self._channel = BackChannel(self._kept, counts, settle=self._settle, lost=self._save_now)
+        self._is_changed = False
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
+        outbox = Outbox(self._kept.take(OUTBOX), position.replied_bytes) if saved else None
         self._reader = MessageReader[events.Event](
-            sock, self._connection, measure=message_bytes, serve=self._serve, ended=self._end
+            sock,
+            self._connection,
+            measure=message_bytes,
+            serve=self._serve,
+            ended=self._end,
+            save=self._save if self._records else None,
+            saved=self._rings.release,
+            position=position,
+            outbox=outbox,
         )
         self._socket, self._fds = self._reader.socket, self._reader.fds
+        if saved is not None:
+            try:
+                self._go_on(saved)
+            except StateError:
+                self._let_go()
+                raise
+        else:
+            self._kept.put(OUTBOX, self._socket.outbox.fd)
 
     # The main channel ------------------------------------------------------------------------
 
     def _serve(self, event: events.Event) -> None:
         """Serve one request and answer it, whatever happens: QEMU would wait for ever."""
+        self._rings.hold()
         with self._fds:
             try:
                 reply = self._connection.auto_reply(event)
@@ -102,9 +159,15 @@ class Session:
                 if self._connection.pending is None:
                     return
                 reply = self._connection.ack(ok=False)
+            self._is_changed |= not self._leaves_as_it_was(event)
             if isinstance(event, events.Unsupported):
                 log.info("refused: %s", event.reason)
             self._reader.reply(reply)
+
+    def _leaves_as_it_was(self, event: events.Event) -> bool:
+        """Whether a request changes nothing that is saved; `actual` is in a cell of its own."""
+        is_actual = isinstance(event, events.SetConfig) and self._device.is_running
+        return is_actual or isinstance(event, _QUESTIONS)
 
     def _dispatch(self, event: events.Event) -> bytes:
         """Do what a request asks for and return the answer."""
@@ -121,7 +184,7 @@ class Session:
             case events.SetFeatures() as accepted:
                 self._rings.accept_features(accepted)
             case events.SetBackendReqFd():
-                self._open_channel()
+                self._channel.open(self._fds, need_reply=self._need_reply)
             case events.ResetDevice():
                 self._rings.reset()
             case events.SetOwner():
@@ -169,50 +232,19 @@ class Session:
         self._memory.close()
         self._rings.use(self._memory.map)
 
-    def _open_channel(self) -> None:
-        if self._notifier is not None:
-            self._wants_notice |= self._notifier.is_wanted
-            self._notifier.close()
-        try:
-            channel = socket.socket(fileno=self._fds.peek())
-        except OSError as error:
-            raise MalformedError(f"the back-end's channel is not a socket: {error}") from error
-        self._fds.steal()
-        notifier = ConfigNotifier(
-            MessageSocket(
-                channel,
-                lambda: notifier.readable(),
-                lambda error: self._channel_failed(str(error)),
-            ),
-            need_reply=ProtocolFeature.REPLY_ACK in self._connection.protocol_features_acked,
-            settle=self._settle,
-            failed=self._channel_failed,
-            counts=self._counts,
-        )
-        notifier.is_wanted, self._wants_notice = self._wants_notice, False
-        self._notifier = notifier
-
-    def _channel_failed(self, reason: str) -> None:
-        """Live on without the channel; new targets reach the guest at its next config read."""
-        if self._notifier is not None:
-            self._wants_notice |= self._notifier.is_wanted
-            self._notifier.close()
-            self._notifier = None
-            if not self._is_closed:
-                log.warning("the channel for config changes is gone: %s", reason or "closed")
+    @property
+    def _need_reply(self) -> bool:
+        return ProtocolFeature.REPLY_ACK in self._connection.protocol_features_acked
 
     def notify_config(self) -> None:
         """Have the guest read the config space again, as soon as that is safe."""
-        if self._notifier is None:
-            self._wants_notice = True
-        else:
-            self._notifier.notify()
+        self._save_now()
+        self._channel.notify()
 
     def _ring_request(self, event: events.Event) -> bool:
         """Serve a request about one ring; a notification that waited for a start can now go."""
         is_served = self._rings.request(event, self._fds)
-        if self._notifier is not None and self._notifier.is_wanted:
-            self._loop.call_soon(self._notifier.pump)
+        self._channel.pump_soon()
         return is_served
 
     def _settle(self) -> bool:
@@ -224,6 +256,61 @@ class Session:
         else:
             return False
         return not self._is_closed and not self._reader.is_mid_message and self._rings.is_running
+
+    # A successor -----------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Save everything as of now; the message that was served is one of those that were."""
+        assert self._records is not None
+        session = self._session() if self._is_changed else None
+        self._records.save(self._reader.position, session)
+        self._is_changed = False
+        self._kept.settle()
+
+    def _save_now(self) -> None:
+        """Something has changed that no message brought; in the middle of one, that saves it."""
+        self._is_changed = True
+        if self._records is not None and not self._reader.is_serving and not self._is_closed:
+            self._save()
+
+    def _session(self) -> SavedSession:
+        return SavedSession(
+            features_offered=self._features_offered,
+            features_acked=self._connection.features_acked,
+            protocol_features_acked=int(self._connection.protocol_features_acked),
+            regions=self._memory.save(),
+            vrings=self._rings.save(),
+            channel=self._channel.number,
+            device=save_device(self._device),
+        )
+
+    def _go_on(self, saved: SavedSession) -> None:
+        """Go on where a predecessor was killed.
+
+        Raises:
+            StateError: What it left cannot be used.
+        """
+        restore_device(self._device, saved.device)
+        self._connection.features_acked = saved.features_acked
+        self._connection.protocol_features_acked = ProtocolFeature(saved.protocol_features_acked)
+        self._memory.restore(saved.regions)
+        self._rings.restore(events.SetFeatures(saved.features_acked), saved.vrings)
+        self._channel.restore(saved.channel, need_reply=self._need_reply)
+        self._loop.call_soon(self._begin_again)
+
+    def _begin_again(self) -> None:
+        """Send what is owed, and look at everything: what came meanwhile was told to nobody."""
+        if self._is_closed:
+            return
+        try:
+            self._reader.recover()
+        except PeerError as error:
+            self._end(str(error))
+            return
+        self._rings.go_on(self._memory.map)
+        self._save_now()
+        self._channel.go_on()
+        self._reader.read()
 
     # The end ---------------------------------------------------------------------------------
 
@@ -249,13 +336,17 @@ class Session:
             self._ended(reason)
 
     def close(self) -> None:
-        """Let go of everything: rings, memory, descriptors, sockets."""
-        if self._is_closed:
-            return
+        """Let go of everything for good: nobody will go on with this connection."""
+        if not self._is_closed:
+            self._let_go()
+            self._device.disconnect()
+            self._kept.close()
+
+    def _let_go(self) -> None:
+        """Close everything here, and leave what is stored."""
         self._is_closed = True
-        self._channel_failed("")
+        self._channel.close()
         self._rings.close()
-        self._device.disconnect()
         self._memory.close()
         self._reader.close()
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ballast.streams.fds import FdSet
+from ballast.streams.fdstore import no_store
+from ballast.transport.kept import KeptFds
 from ballast.transport.vhost_user.memory import SessionMemory
 from ballast_protocol.errors import MalformedError
 from ballast_protocol.vhost_user.message import MemoryRegion
@@ -24,7 +26,7 @@ def ram() -> Iterator[GuestRam]:
 
 @pytest.fixture
 def memory(ram: GuestRam) -> Iterator[SessionMemory]:
-    memory = SessionMemory()
+    memory = SessionMemory(KeptFds(no_store()))
     with none_left_open():
         yield memory
         memory.close()
