@@ -43,6 +43,24 @@ class DeviceState:
     statistics_held: bool = False
 
 
+def revision(device: BalloonDevice) -> object:
+    """Return something that is equal as long as `save` returns the same; it costs little."""
+    poison, statistics = device.poison, device.statistics
+    return (
+        device.driver_features,
+        device.is_running,
+        device.was_started,
+        device.ram_bytes,
+        poison.value,
+        poison.written,
+        device.hinting.command_id,
+        device.hinting.state,
+        statistics.updates,
+        statistics.held_head,
+        statistics.is_repeat_due,
+    )
+
+
 def save(device: BalloonDevice) -> DeviceState:
     """Return what a successor needs, beside ledger and cells."""
     statistics = device.statistics

@@ -8,8 +8,8 @@ one goes on with the same socket:
 2. The socket is marked with the message's parity.
 3. The session saves its state, this message's number (`Position`) and the reply's end in it, as a
    whole. From here on the message counts as served.
-4. The message is consumed, which removes the mark in the same system call. The reply is sent, and
-   the outbox knows how far.
+4. The reply is sent, and the outbox knows how far. The message is consumed, which removes the mark
+   in the same system call.
 5. What others see of the message is done: descriptors are dropped, rings are served.
 
 A successor that finds the mark of the message that was saved consumes it and sends the rest of the
@@ -273,9 +273,10 @@ class MessageReader(Generic[Arrived]):
             position.parity = 2 if position.parity == 1 else 1
             self.socket.mark(position.parity)
             self._save()
-        self.socket.consume(position.size_bytes)
+        # The peer waits for the reply, nobody for the end of the request.
         fds, self._reply_fds = self._reply_fds, ()
         self.socket.flush(fds)
+        self.socket.consume(position.size_bytes)
         self._saved()
 
     def close(self) -> None:

@@ -49,6 +49,7 @@ class VirtioPci:
     Attributes:
         layout: Its regions.
         ignored_writes: How many writes broke the rules and had no effect.
+        revision: Grows whenever something changes that `save` returns, and now and then besides.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class VirtioPci:
         _check_device(device)
         self.layout = layout
         self.ignored_writes = 0
+        self.revision = 0
         self._device = device
         self._config = ConfigSpace(device.device_id, class_code, layout)
         if state is not None:
@@ -87,11 +89,6 @@ class VirtioPci:
         """Return all that a successor needs, independent of this device."""
         config_space = self._config.read(0, self.layout.config_space_size)
         return VirtioPciState(deepcopy(self._registers.state), config_space)
-
-    def pack(self) -> bytes:
-        """Return what `save` returns, as bytes, and much faster."""
-        config_space = self._config.read(0, self.layout.config_space_size)
-        return VirtioPciState(self._registers.state, config_space).pack()
 
     @property
     def status(self) -> DeviceStatus:
@@ -153,6 +150,7 @@ class VirtioPci:
         if config.is_window_access(offset, size):
             access = config.window_access()
             if access is not None:
+                self.revision += 1
                 config.put_window_data(self.read(access.bar, access.offset, access.length))
         data = bytearray(config.read(offset, size))
         place = Header.STATUS.offset - offset
@@ -175,6 +173,7 @@ class VirtioPci:
         """Read the device-specific configuration, which is newer than before if it had changed."""
         state = self._registers.state
         if state.is_config_stale:
+            self.revision += 1
             state.is_config_stale = False
             state.generation = (state.generation + 1) % 256
         available = min(size, self._device.config_size - offset)
@@ -184,6 +183,7 @@ class VirtioPci:
         """Read the ISR status, which clears it and thereby takes INTx back."""
         state = self._registers.state
         isr, state.isr = state.isr, 0
+        self.revision += isr > 0
         return bytes((isr,))
 
     # Writes ----------------------------------------------------------------------------------
@@ -216,6 +216,7 @@ class VirtioPci:
     def _write_config_space(self, offset: int, data: bytes) -> Effects:
         config = self._config
         had_intx, was_master = self.is_intx_asserted, Command.BUS_MASTER in config.command
+        self.revision += 1
         if not config.write(offset, data):
             return self._counted(None)
         if config.is_reset_wanted:
@@ -244,6 +245,7 @@ class VirtioPci:
         if layout.notify.holds(bar, offset):
             return self._write_notify(offset - layout.notify.offset, len(data))
         if layout.common.holds(bar, offset):
+            self.revision += 1
             return self._registers.write(offset - layout.common.offset, data)
         if layout.device is not None and layout.device.holds(bar, offset):
             return self._write_device_config(offset - layout.device.offset, data)
@@ -270,6 +272,7 @@ class VirtioPci:
 
     def reset(self) -> Effects:
         """Reset the whole function, configuration space included."""
+        self.revision += 1
         self._config.reset()
         return self._registers.reset()
 
@@ -300,6 +303,7 @@ class VirtioPci:
         Returns:
             None if it cannot or will not be told; one that is not there yet will read it anyway.
         """
+        self.revision += 1
         state = self._registers.state
         if self.layout.mapped is None:
             state.is_config_stale = True
@@ -314,6 +318,7 @@ class VirtioPci:
         Returns:
             How to tell the driver; None if it cannot or will not be told.
         """
+        self.revision += 1
         self._registers.state.status |= DeviceStatus.NEEDS_RESET
         return self._interrupt_for_config()
 
@@ -327,6 +332,7 @@ class VirtioPci:
 
         With MSI-X it is the vector that speaks; the ISR status then only tells config changes.
         """
+        self.revision += 1
         config = self._config
         if config.is_msix_enabled:
             if reason is Isr.CONFIG:

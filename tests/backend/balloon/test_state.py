@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pydantic import TypeAdapter
@@ -9,7 +10,7 @@ from pydantic import TypeAdapter
 from ballast.balloon.device import BalloonDevice
 from ballast.balloon.hinting import HintState
 from ballast.balloon.ledger import Ledger
-from ballast.balloon.state import DeviceState, restore, save
+from ballast.balloon.state import DeviceState, restore, revision, save
 from ballast_protocol.virtio.balloon import BalloonQueue, pack_statistics
 from support.backend import Listener
 from support.balloon_guest import ALL, FREE, NOW, Guest, guest_with
@@ -91,3 +92,22 @@ def test_a_ledger_that_was_left_is_the_devices() -> None:
     left.add(FREE[0], 5)
     device = BalloonDevice(Listener(), balloon_features=ALL, ledger=left)
     assert device.pages.ledger.count == 5
+
+
+def test_a_revision_tells_of_every_change() -> None:
+    with guest_with() as found:
+        device = found.device
+        changes: list[Callable[[], object]] = [
+            lambda: device.start_hinting(),
+            lambda: found.send(BalloonQueue.STATS, pack_statistics([(4, 77)])),
+            lambda: device.finish_hinting(),
+            lambda: device.stop(),
+            lambda: device.write_poison(7),
+            lambda: device.start(int(ALL), fresh=True),
+            lambda: device.disconnect(),
+        ]
+        for change in changes:
+            before = save(device), revision(device)
+            change()
+            assert save(device) != before[0]
+            assert revision(device) != before[1]

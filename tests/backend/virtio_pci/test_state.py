@@ -166,6 +166,7 @@ class Twins(RuleBasedStateMachine):
     def plug(self, variant: Variant) -> None:
         self.devices = Device(), Device()
         self.elder, self.younger = (function(variant, device) for device in self.devices)
+        self.seen = self.elder.revision, self.elder.save()
 
     @rule()
     def replace(self) -> None:
@@ -212,6 +213,8 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def they_are_alike(self) -> None:
         assert self.elder.save() == self.younger.save()
+        before, self.seen = self.seen, (self.elder.revision, self.elder.save())
+        assert before[1] == self.seen[1] or before[0] < self.seen[0]
         assert self.devices[0].written == self.devices[1].written
         assert view(self.elder) == view(self.younger)
 

@@ -37,7 +37,7 @@ class SavedFunction:
 
     Attributes:
         variant: How interrupts and config reads reach the guest.
-        registers: `VirtioPci.pack`, in hexadecimal.
+        registers: `VirtioPciState.pack`, in hexadecimal.
         whole_bytes: How much memory there is when all of it is there.
         irqs: Which interrupts can be raised.
         probe: Whether memory was found to be shared.
@@ -114,15 +114,16 @@ class Function:
 
     # A successor -----------------------------------------------------------------------------
 
-    def registers(self) -> bytes:
-        """Return what changes with most messages that change anything."""
-        return self._pci.pack()
+    @property
+    def revision(self) -> int:
+        """Grows whenever registers change."""
+        return self._pci.revision
 
     def save(self) -> SavedFunction:
         """Return what a successor needs."""
         return SavedFunction(
             self.variant.value,
-            self._pci.pack().hex(),
+            self._pci.save().pack().hex(),
             self.queues.whole_bytes,
             self.irqs.save(),
             self.probe.state,

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ballast.balloon.device import BalloonDevice
-from ballast.balloon.state import DeviceState, restore, save
+from ballast.balloon.state import restore, revision, save
 from ballast.state.file import StateFile
 from ballast.streams.fds import FdSet
 from ballast.streams.fdstore import VmStore
@@ -101,7 +101,7 @@ class Session:
         )
         self._messages: Counter[str] = Counter()
         self._is_closed = self._has_changed = False
-        self._last: tuple[bytes, DeviceState] | None = None
+        self._last_seen: object = None
         self._page_fds = FdSet()
         self._page_reply_end = 0 if saved is None else saved.page_reply_end
         self._loop = asyncio.get_running_loop()
@@ -163,11 +163,11 @@ class Session:
     def _save(self) -> None:
         """Save what the message being served has changed, and that it was served."""
         assert self._records is not None
-        registers, device = self._function.registers(), save(self._device)
-        if not self._has_changed and (registers, device) == self._last:
+        seen = self._function.revision, revision(self._device)
+        if not self._has_changed and seen == self._last_seen:
             self._records.save(self._reader.position, None)
             return
-        self._last, self._has_changed = (registers, device), False
+        self._last_seen, self._has_changed = seen, False
         connection = self._connection.save()
         self._records.save(
             self._reader.position,
@@ -176,7 +176,7 @@ class Session:
                 self._memory.save(),
                 self._memory.maps_without_file,
                 self._function.save(),
-                device,
+                save(self._device),
                 self._page_reply_end,
             ),
         )
