@@ -13,14 +13,18 @@ from qemu.qmp import ExecuteError
 
 from ballast.daemon.attached import AttachedVm
 from ballast.daemon.config import VmConfig
+from ballast.daemon.fleet import in_fleets
 from ballast.daemon.paths import VmPaths
+from ballast.mqtt.config import make_config
 from ballast.qmp.results import STATUS
+from ballast_images.broker import find_broker
 from ballast_images.guest import GuestImage
 from ballast_images.machine import Machine
 from ballast_images.vm import Vm
 from ballast_protocol.errors import OperatorError, TimedOutError
 from ballast_protocol.qmp import check_value
 from support.fds import none_left_open
+from support.mosquitto import Mosquitto
 from support.qmp_peer import qmp_client
 from support.qtest import machine_arguments, running_qtest
 from support.system import GIB, MIB, QUICK_ALLOCATION, eventually
@@ -50,6 +54,19 @@ async def machine_with(qemu: Path, monitor: Path, *device: str) -> AsyncIterator
     monitors = ("-qmp", f"unix:{monitor},server=on,wait=off")
     async with running_qtest(qemu, *arguments, *monitors) as qtest:
         yield qtest.pid
+
+
+@asynccontextmanager
+async def at_broker(vm: AttachedVm, directory: Path) -> AsyncIterator[Mosquitto]:
+    """Report a VM to a broker of the test's own."""
+    mqtt = Mosquitto(find_broker(), directory)
+    await mqtt.start()
+    try:
+        config = make_config({"url": mqtt.url, "host": "h", "state-interval": 0.05})
+        async with in_fleets([vm], [VmConfig(name="vm", mqtt=config)]):
+            yield mqtt
+    finally:
+        await mqtt.kill()
 
 
 def state(vm: AttachedVm) -> object:
@@ -117,6 +134,27 @@ async def test_what_only_a_balloon_of_ours_has_is_refused(qemu: Path, tmp_path: 
         assert vm.stats_polling_interval == 0
 
 
+@pytest.mark.qemu
+async def test_a_fleet_sees_qemu_come_and_go(qemu: Path, tmp_path: Path) -> None:
+    monitor = tmp_path / "qemu.sock"
+    async with (
+        attached(monitor) as vm,
+        at_broker(vm, tmp_path) as mqtt,
+        mqtt.subscriber("ballast/h/vm/#") as inbox,
+    ):
+        await inbox.message("ballast/h/vm/availability", containing="offline")
+        async with machine_with(qemu, monitor, *BALLOON):
+            await inbox.message("ballast/h/vm/availability", containing="online")
+            state = await inbox.payload("ballast/h/vm/state", containing=f":{RAM_BYTES},")
+            assert (state["ledger-bytes"], state["agent"]) == (None, None)
+            command = '{"value": "192M", "timeout": 600}'
+            await mqtt.publish("ballast/h/vm/target/set", command)
+            await inbox.payload("ballast/h/vm/state", containing=f":{192 * MIB},")
+        await inbox.message("ballast/h/vm/availability", containing="offline")
+        result = await inbox.payload("ballast/h/vm/target/result")
+        assert (result["result"], result["wanted-bytes"]) == ("disconnected", 192 * MIB)
+
+
 @pytest.mark.guest
 @pytest.mark.timeout(600)
 async def test_a_guest_on_qemus_own_balloon(qemu: Path, image: GuestImage, tmp_path: Path) -> None:
@@ -147,6 +185,10 @@ async def test_a_guest_on_qemus_own_balloon(qemu: Path, image: GuestImage, tmp_p
                 assert 0 < stats["stats"]["stat-free-memory"] < 768 * MIB
                 assert stats["age-seconds"] < 30
                 assert vm.stats_polling_interval == 0
+
+                async with at_broker(vm, tmp_path) as mqtt:
+                    answer = await mqtt.request("ballast/h/vm/target/set", "896M")
+                    assert (answer["result"], answer["final-bytes"]) == ("reached", 896 * MIB)
 
                 await client.execute("stop")
                 await eventually(lambda: state(vm) == "paused", "a pause shows")

@@ -85,7 +85,10 @@ class BuiltinBalloon:
             return
         self.problem = ""
         if self.path:
-            self.polling_interval = await self._get(_INTERVAL)
+            interval = await self._get(_INTERVAL)
+            if not self._refreshing.locked():
+                # Otherwise it is ours, and lasts as long as the guest is asked.
+                self.polling_interval = interval
             await self._read_stats()
 
     async def ask(self, size_bytes: int) -> None:
