@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from ballast.state.bitmap import SharedChunks
+from ballast.state.document import adapter_of
 from ballast.state.file import StateFile
 from ballast.streams.fdstore import VmStore
+from ballast.transport.records import SessionRecords
+from ballast.transport.vfio_user import saved as vfio_user
+from ballast.transport.vhost_user import saved as vhost_user
 from ballast_protocol.errors import StateError
 
 log = logging.getLogger(__name__)
+
+LOOKS = 5
+LOOK_SECONDS = 0.02
+
+_SESSIONS: dict[str, Any] = {
+    "vhost-user": vhost_user.SavedSession,
+    "vfio-user": vfio_user.SavedSession,
+}
+"""What sessions leave, by the name of the record."""
+
+Opened = TypeVar("Opened", SharedChunks, StateFile)
 
 
 class Lasting:
@@ -66,6 +84,12 @@ class Lasting:
         self._store.drop("ledger")
 
 
+def warm_up() -> None:
+    """Do beforehand what takes time, for a process that is to take over at once when it has to."""
+    for kind in _SESSIONS.values():
+        adapter_of(kind)
+
+
 def check(left: Mapping[str, int]) -> None:
     """See whether everything that predecessors left of VMs in use can be used.
 
@@ -75,12 +99,40 @@ def check(left: Mapping[str, int]) -> None:
     Raises:
         StateError: Something cannot.
     """
-    for name, fd in left.items():
+    for name in left:
         vm, _, what = name.rpartition("/")
-        if what in ("state", "ledger") and f"{vm}/connection" in left:
-            copy = os.dup(fd)
-            try:
-                (StateFile.open(copy) if what == "state" else SharedChunks(copy)).close()
-            except StateError:
-                os.close(copy)
-                raise
+        if what == "connection":
+            _check_patiently(left, vm)
+
+
+def _check_patiently(left: Mapping[str, int], vm: str) -> None:
+    """Look again at what seems damaged: whoever serves the VM writes to it meanwhile."""
+    for _ in range(LOOKS):
+        try:
+            _check_vm(left, vm)
+        except StateError:
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+    _check_vm(left, vm)
+
+
+def _check_vm(left: Mapping[str, int], vm: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if (fd := left.get(f"{vm}/ledger")) is not None:
+            stack.enter_context(contextlib.closing(_opened(SharedChunks, fd)))
+        if (fd := left.get(f"{vm}/state")) is not None:
+            state = stack.enter_context(contextlib.closing(_opened(StateFile.open, fd)))
+            connection = os.dup(left[f"{vm}/connection"])
+            sock = stack.enter_context(socket.socket(fileno=connection))
+            for name, kind in _SESSIONS.items():
+                SessionRecords(state, sock, name, kind).load()
+
+
+def _opened(make: Callable[[int], Opened], fd: int) -> Opened:
+    copy = os.dup(fd)
+    try:
+        return make(copy)
+    except StateError:
+        os.close(copy)
+        raise

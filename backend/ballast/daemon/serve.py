@@ -85,8 +85,8 @@ async def _started(config: VmConfig, part: VmStore, kept: Kept | None) -> Served
         machine = make_vm(config, store=part, kept=kept)
         await asyncio.create_task(machine.start(), context=context_of(machine.name))
     except StateError as error:
-        if kept is None or not kept.is_restart:
-            raise
+        if kept is None or kept.takeover.kind not in ("restart", "upgrade-failed"):
+            raise  # in an upgrade, the version before comes back
         log.error(
             "%s cannot be taken over, and its QEMU waits: %s %s", config.name, error, error.hint
         )

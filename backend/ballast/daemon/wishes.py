@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from ballast.daemon.blocks import BlocksState
 from ballast.mqtt.promises import Promises
-from ballast.state.document import Document
+from ballast.state.document import Document, adapter_of
 from ballast.state.file import StateFile
 from ballast.state.record import Record
 from ballast.streams.fdstore import VmStore
@@ -111,6 +111,12 @@ class Wishes:
             self._file.close()
             self._file = None
             self._store.drop(WHAT)
+
+
+def warm_up() -> None:
+    """Do beforehand what takes time, for a process that is to take over at once when it has to."""
+    for kind in (BlocksState, Settings):
+        adapter_of(kind)
 
 
 def check(left: Mapping[str, int]) -> None:

@@ -105,6 +105,8 @@ def work(store: KeeperStore, mode: Mode, load: Load, new_keeper: NewKeeper) -> N
         fresh[:] = load()
         check_left(left, fresh)
 
+    lasting.warm_up()
+    wishes.warm_up()
     try:
         takeover = store.wait(check)
         left = store.take_all()

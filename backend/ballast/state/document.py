@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -10,6 +11,12 @@ from ballast.state.record import Record
 from ballast_protocol.errors import StateError
 
 Content = TypeVar("Content")
+
+
+@cache
+def adapter_of(kind: Any) -> TypeAdapter[Any]:
+    """Return what makes JSON of a type; to make that takes longer than a whole takeover may."""
+    return TypeAdapter(kind)
 
 
 class Document(Generic[Content]):
@@ -25,7 +32,7 @@ class Document(Generic[Content]):
             form: The format; raised when a field changes its meaning.
         """
         self._record = record
-        self._adapter = TypeAdapter(kind)
+        self._adapter: TypeAdapter[Content] = adapter_of(kind)  # type: ignore[arg-type]
         self._form = form
 
     def load(self) -> Content | None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ballast.state.document import adapter_of
 from ballast.state.file import StateFile
 from ballast.state.record import Record
 from ballast.transport.reader import Position
@@ -60,7 +60,7 @@ class SessionRecords(Generic[SavedT]):
         """
         self._cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
         self._all, self._head = state.record(name), state.record(f"{name}-position")
-        self._adapter: TypeAdapter[SavedT] = _adapter(kind)  # type: ignore[arg-type]
+        self._adapter: TypeAdapter[SavedT] = adapter_of(kind)  # type: ignore[arg-type]
         self._form = form
         self._number = 0
 
@@ -109,9 +109,3 @@ class SessionRecords(Generic[SavedT]):
             self._head.save(head, self._form)
         else:
             self._all.save(head + self._adapter.dump_json(session), self._form)
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return what makes JSON of a type; to make that takes longer than a whole takeover may."""
-    return TypeAdapter(kind)

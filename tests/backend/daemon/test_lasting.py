@@ -11,6 +11,8 @@ import pytest
 
 from ballast.daemon.lasting import Lasting, check
 from ballast.streams.fdstore import MemoryStore, VmStore
+from ballast.transport.reader import Position
+from ballast.transport.records import SessionRecords
 from ballast_protocol.errors import StateError
 from support.fds import none_left_open
 
@@ -66,6 +68,21 @@ def test_what_a_successor_would_find_can_be_looked_at(store: MemoryStore) -> Non
     for fd in left.values():
         os.close(fd)
     before.close()
+
+
+def test_a_session_of_a_later_version_is_refused(store: MemoryStore) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        store.put("vm/connection", ours.fileno())
+        before = Lasting(share(store))
+        records = SessionRecords(before.state, ours, "vfio-user", int, form=99)
+        records.save(Position(), 1)
+        left = store.take_all()
+        with pytest.raises(StateError, match="format 99"):
+            check(left)
+        for fd in left.values():
+            os.close(fd)
+        before.close()
 
 
 def test_a_successor_finds_records_and_books(store: MemoryStore) -> None:
