@@ -8,6 +8,7 @@ has not handed over.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,8 +24,9 @@ from ballast.streams.fdstore import VmStore
 from ballast.transport.vfio_user.server import VfioUserServer
 from ballast.virtio_pci.layout import Variant
 from ballast_protocol.virtio.balloon import BalloonQueue
-from support.backend import Listener
+from support.backend import Listener, until
 from support.driver import PAGE_SIZE, GuestRam, RamBlock
+from support.fds import memory_file
 from support.machine import FREE, RAM_BYTES
 from support.mortal import NEVER, Mortal, Orders, Serve, mortal
 from support.vfio_client import Range, VfioClient
@@ -214,3 +216,28 @@ async def test_killed_in_the_middle_of_a_step(variant: Variant, step: Step) -> N
             await step(here)
             await here.check()
         assert here.workers.deaths > 0
+
+
+# What cannot be taken over
+
+
+@pytest.mark.parametrize("what", ["memory.0", "irq.2.1", "outbox", "page", "state", "ledger"])
+async def test_what_is_missing_or_spoilt_is_refused_and_left_as_it_is(what: str) -> None:
+    async with world(Variant.MSIX_MAPPED) as here:
+        await here.plug_in()
+        await here.start()
+        await here.give(FREE[:8])
+        workers, name = here.workers, f"vm/{what}"
+        true = workers.held.pop(name)
+        if what in ("state", "ledger"):
+            workers.held[name] = memory_file(PAGE_SIZE)
+        workers.kill()
+        await until(lambda: workers.failure is not None)
+        assert workers.deaths == 1
+        if name in workers.held:
+            os.close(workers.held[name])
+        # Nothing has been changed: a version that understands it can go on.
+        workers.held[name], workers.failure = true, None
+        workers.begin()
+        await here.give(FREE[8:16])
+        await here.check()

@@ -34,7 +34,7 @@ from ballast.transport.vfio_user.memory import DmaMemory
 from ballast.transport.vfio_user.model import describe
 from ballast.transport.vfio_user.saved import RECORD, SavedSession
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.errors import PeerError
+from ballast_protocol.errors import InternalError, PeerError, StateError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.message import message_bytes, name_of
@@ -76,8 +76,7 @@ class Session:
             state: Where all else is kept for it; None if there will be none.
 
         Raises:
-            StateError: There was a predecessor, and what it left cannot be used.
-            PeerError: There was one, and the client is gone.
+            StateError: There was a predecessor. What it left cannot be used, and stays as it is.
         """
         self.pid = peer_pid(sock)
         self._device = device
@@ -87,6 +86,7 @@ class Session:
             self._records = SessionRecords(state, sock, RECORD, SavedSession)
         left = None if self._records is None else self._records.load()
         saved, position = left or (None, Position())
+        connection = _connection(saved)
         self._kept = KeptFds(store)
         self._memory = DmaMemory(self._kept, self._memory_damaged)
         self._function = Function(
@@ -96,15 +96,14 @@ class Session:
             saved=None if saved is None else saved.function,
             changed=self._save_now,
         )
-        self._connection = ServerConnection(
-            describe(self._function.layout), state=_connection(saved)
-        )
+        self._connection = ServerConnection(describe(self._function.layout), state=connection)
         self._messages: Counter[str] = Counter()
         self._is_closed = self._has_changed = False
         self._last_seen: object = None
         self._page_fds = FdSet()
         self._page_reply_end = 0 if saved is None else saved.page_reply_end
         self._loop = asyncio.get_running_loop()
+        outbox = self._outbox(position, is_resumed=saved is not None)
         self._reader = MessageReader[events.Request | events.Completion](
             sock,
             self._connection,
@@ -114,7 +113,7 @@ class Session:
             save=None if self._records is None else self._save,
             saved=self._was_saved,
             position=position,
-            outbox=self._outbox(position, is_resumed=saved is not None),
+            outbox=outbox,
         )
         self._fds = self._reader.fds
         self._function.attach(self._connection, self._reader.reply)
@@ -123,20 +122,36 @@ class Session:
             device.disconnect()
             self._save_now()
         else:
-            self._resume(saved)
+            self._go_on(saved)
 
     def _outbox(self, position: Position, *, is_resumed: bool) -> Outbox:
+        try:
+            if is_resumed:
+                return Outbox(self._kept.take(_OUTBOX), position.replied_bytes)
+        except StateError:
+            self._function.close()
+            raise
         outbox = Outbox()
-        if is_resumed:
-            outbox.close()
-            outbox = Outbox(self._kept.take(_OUTBOX), position.replied_bytes)
         self._kept.put(_OUTBOX, outbox.fd)
         return outbox
 
     # A successor -----------------------------------------------------------------------------
 
+    def _go_on(self, saved: SavedSession) -> None:
+        """Go on where a predecessor has stopped, or leave it to another one.
+
+        Raises:
+            StateError: What it left cannot be used.
+        """
+        try:
+            self._resume(saved)
+        except PeerError as error:
+            self._loop.call_soon(self._end, str(error))
+        except BaseException:
+            self._let_go()
+            raise
+
     def _resume(self, saved: SavedSession) -> None:
-        """Go on where a predecessor has stopped."""
         restore(self._device, saved.device)
         self._memory.restore(saved.regions)
         self._memory.maps_without_file = saved.maps_without_file
@@ -344,23 +359,17 @@ class Session:
     def close(self) -> None:
         """Let go of everything for good: nobody will go on with this connection."""
         if not self._is_closed:
-            self._let_go(is_over=True)
+            self._let_go(self._device.disconnect)
+            self._kept.close()
 
-    def leave(self) -> None:
-        """Let go of everything, and leave it as it is for a successor."""
-        if not self._is_closed:
-            self._let_go(is_over=False)
-
-    def _let_go(self, *, is_over: bool) -> None:
+    def _let_go(self, forget: Callable[[], None] = lambda: None) -> None:
+        """Let go of everything here, with the books forgotten in between if they are void."""
         self._is_closed = True
         self._page_fds.close()
         self._function.close()
-        if is_over:
-            self._device.disconnect()
+        forget()
         self._memory.close()
         self._reader.close()
-        if is_over:
-            self._kept.close()
 
     def status(self) -> dict[str, object]:
         """Return what operators may want to know of the connection."""
@@ -376,7 +385,14 @@ class Session:
 
 
 def _connection(saved: SavedSession | None) -> ConnectionState | None:
-    """Return what a predecessor left of the connection."""
+    """Return what a predecessor left of the connection.
+
+    Raises:
+        StateError: It cannot be used.
+    """
     if saved is None or saved.connection is None:
         return None
-    return ConnectionState.from_values(saved.connection)
+    try:
+        return ConnectionState.from_values(saved.connection)
+    except InternalError as error:
+        raise StateError(str(error)) from error
