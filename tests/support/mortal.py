@@ -27,6 +27,7 @@ from ballast.balloon.ledger import Ledger
 from ballast.state.bitmap import SharedChunks
 from ballast.state.file import StateFile
 from ballast.streams.fdstore import VmStore
+from ballast.streams.unix import listen
 
 NEVER = 0
 _MAX_NAME = 64
@@ -110,6 +111,12 @@ class Mortal:
         if old is not None:
             os.close(old)
         self.held[name] = os.dup(fd)
+
+    def connect(self, connection: socket.socket) -> None:
+        """Have workers serve a connection from now on."""
+        self.put("vm/connection", connection.fileno())
+        connection.close()
+        self.begin()
 
     def _take_messages(self) -> None:
         """Take what the worker has stored and dropped."""
@@ -284,14 +291,36 @@ async def mortal(
         choose_life: Returns how many lines each of them may execute; `NEVER` for all it wants.
     """
     ours, theirs = socket.socketpair()
-    workers = Mortal(serve, choose_life)
+    async with _living(Mortal(serve, choose_life)) as workers:
+        workers.connect(theirs)
+        yield workers, ours
+
+
+@asynccontextmanager
+async def mortal_at(
+    path: Path, serve: Serve, choose_life: Callable[[], int] = lambda: NEVER
+) -> AsyncIterator[Mortal]:
+    """As `mortal`; the worker begins when somebody connects at a path."""
+    async with _living(Mortal(serve, choose_life)) as workers:
+        with listen(path) as listener:
+
+            async def accept() -> None:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                workers.connect(connection)
+
+            accepting = asyncio.create_task(accept())
+            try:
+                yield workers
+            finally:
+                accepting.cancel()
+
+
+@asynccontextmanager
+async def _living(workers: Mortal) -> AsyncIterator[Mortal]:
     # A worker that cannot listen yet inherits this, and looks at its orders when it can.
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    workers.put("vm/connection", theirs.fileno())
-    theirs.close()
-    workers.begin()
     try:
-        yield workers, ours
+        yield workers
         workers.check()
     finally:
         workers.end()

@@ -249,7 +249,7 @@ class BalloonDriver:
         self.pci = pci
         self.features = features
         self.given: list[int] = []
-        self._ram = ram
+        self.ram = ram
         self._queues: dict[BalloonQueue, DriverQueue] = {}
         self._doorbells: dict[BalloonQueue, int] = {}
         self._next_page = ram.page_numbers(1)[0]
@@ -259,12 +259,12 @@ class BalloonDriver:
     async def start(self, *, poison: int | None = None) -> None:
         """Reset, negotiate, set the queues up, send first statistics, start."""
         await self.pci.reset()
-        self._ram.free_scratch()
+        self.ram.free_scratch()
         self.given.clear()
         self.features = await self.pci.negotiate(self.features)
         event_idx = bool(self.features & VirtioFeature.EVENT_IDX)
         for index, role in enumerate(queue_order(self.features)):
-            queue = DriverQueue(self._ram, 128, event_idx=event_idx)
+            queue = DriverQueue(self.ram, 128, event_idx=event_idx)
             self._queues[role] = queue
             self._doorbells[role] = await self.pci.enable_queue(index, queue)
         if BalloonQueue.STATS in self._queues:
