@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ballast_protocol.qmp.json_stream import JsonStream
+from ballast_protocol.virtio.balloon import STATISTIC_UNSET, STATISTICS
 
 GREETING = {
     "QMP": {
@@ -26,7 +28,7 @@ class FakeQemu:
     """Answers as told.
 
     Attributes:
-        answers: What commands return, or the whole reply if that is an error.
+        answers: What commands return, or an error; or a function of their arguments that does.
         asked: The commands that came, in order, `query-status` aside.
         enabled: The capabilities that the client has enabled.
         gate: While it is set to an event, commands wait for that; those out of band do not.
@@ -78,6 +80,8 @@ class FakeQemu:
                 if self.gate is not None and name not in ("qmp_capabilities", "query-status"):
                     await self.gate.wait()
         answer = self.answers.get(str(name))
+        if callable(answer):
+            answer = answer(message.get("arguments", {}))
         is_error = isinstance(answer, dict) and "class" in answer
         echo = {"id": message["id"]} if "id" in message else {}
         if answer is None:
@@ -114,3 +118,63 @@ async def fake_qemu(path: Path) -> AsyncIterator[FakeQemu]:
         for task in qemu._tasks:
             task.cancel()
         await asyncio.sleep(0)
+
+
+@dataclass
+class FakeBalloon:
+    """The balloon of a fake QEMU.
+
+    Attributes:
+        place: Where it is; empty if there is none.
+        ram_bytes: The machine's size.
+        actual_bytes: The guest's.
+        interval: The polling interval; all that it ever was is in `intervals`.
+        last_update: When statistics came.
+        answers_polls: Whether the guest answers when it is polled.
+    """
+
+    place: str = "/machine/peripheral"
+    ram_bytes: int = 1 << 30
+    actual_bytes: int = 1 << 30
+    interval: int = 0
+    last_update: int = 0
+    answers_polls: bool = True
+    intervals: list[int] = field(default_factory=list)
+
+    def serve(self, qemu: FakeQemu) -> None:
+        """Have a QEMU answer for it."""
+        qemu.answers |= {
+            "query-memory-size-summary": {"base-memory": self.ram_bytes, "plugged-memory": 0},
+            "qom-list": self._listed,
+            "qom-get": self._get,
+            "qom-set": self._set,
+            "query-balloon": lambda _: self._or_inactive({"actual": self.actual_bytes}),
+            "balloon": self._move,
+        }
+
+    def _or_inactive(self, answer: Reply) -> Reply:
+        desc = "No balloon device has been activated"
+        return answer if self.place else {"class": "DeviceNotActive", "desc": desc}
+
+    def _listed(self, arguments: Reply) -> Any:
+        balloon = {"name": "b", "type": "child<virtio-balloon-pci>"}
+        return [balloon] if arguments["path"] == self.place else []
+
+    def _get(self, arguments: Reply) -> Any:
+        assert arguments["path"] == f"{self.place}/b"
+        if arguments["property"] == "guest-stats":
+            unset = {each.name: STATISTIC_UNSET for each in STATISTICS}
+            sent = {"stat-free-memory": 77} if self.last_update else {}
+            return {"stats": {**unset, **sent}, "last-update": self.last_update}
+        return self.interval
+
+    def _set(self, arguments: Reply) -> Any:
+        self.interval = arguments["value"]
+        self.intervals.append(self.interval)
+        if self.interval and self.answers_polls:
+            self.last_update += 1
+        return {}
+
+    def _move(self, arguments: Reply) -> Any:
+        self.actual_bytes = arguments["value"]
+        return self._or_inactive({})

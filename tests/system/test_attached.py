@@ -83,6 +83,8 @@ async def test_qemu_comes_goes_and_comes_again(qemu: Path, tmp_path: Path) -> No
             async with machine_with(qemu, monitor, *BALLOON) as pid:
                 # Nobody is there to move, so what shows that QEMU was asked is QEMU's interval.
                 await eventually(lambda: vm.stats_polling_interval == 7, "QEMU is asked")
+                assert state(vm) == "waiting-for-driver"
+                assert vm.governor.status()["guest"] == "waiting-for-driver"
                 assert (vm.ram_bytes, vm.actual_bytes) == (RAM_BYTES, RAM_BYTES)
                 async with qmp_client(vm.paths.qmp) as client:
                     status: Any = await client.execute("ballast-status")

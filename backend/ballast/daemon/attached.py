@@ -28,7 +28,7 @@ from ballast_protocol.qmp import ErrorClass, RefusedError
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.0
 """How often to look at what QEMU sends no events about."""
 
 
@@ -171,9 +171,13 @@ class AttachedVm:
     async def _look_on(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._monitor.greeting is not None:
-                with contextlib.suppress(RefusedError):
-                    await self._balloon.look()
+            if self._monitor.greeting is None:
+                continue
+            had_driver = self._balloon.has_driver
+            with contextlib.suppress(RefusedError):
+                await self._balloon.look()
+            if self._balloon.has_driver and not had_driver:
+                self.governor.driver_started()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._attempt(work))
@@ -193,11 +197,13 @@ class AttachedVm:
 
     def observe(self) -> Observation:
         """Return what is known of the guest now."""
+        has_driver = self._balloon.has_driver
         return Observation(
             is_connected=self._monitor.greeting is not None,
-            is_running=self._monitor.run_state == "running" and self.actual_bytes is not None,
+            is_running=has_driver and self._monitor.run_state == "running",
             ram_bytes=self.ram_bytes,
-            actual_bytes=self.actual_bytes,
+            # QEMU names a size without a driver, too.
+            actual_bytes=self.actual_bytes if has_driver else None,
         )
 
     def ask(self, size_bytes: int | None) -> None:
@@ -340,7 +346,9 @@ class AttachedVm:
     def _state(self) -> str:
         if self._monitor.greeting is None:
             return "waiting-for-qemu"
-        return "running" if self._monitor.run_state == "running" else "paused"
+        if self._monitor.run_state != "running":
+            return "paused"
+        return "running" if self._balloon.has_driver else "waiting-for-driver"
 
 
 def _not_here(why: str) -> OperatorError:

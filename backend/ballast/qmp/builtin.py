@@ -62,6 +62,17 @@ class BuiltinBalloon:
         self.problem = ""
 
     @property
+    def has_driver(self) -> bool:
+        """Whether the guest's driver has shown itself since the guest began.
+
+        QEMU does not tell. But a driver sends statistics when it starts, which a reset of the
+        guest takes away, and one that does not send any still moves `actual_bytes`.
+        """
+        if self.actual_bytes is None:
+            return False
+        return self.stats.last_update != 0 or self.actual_bytes != self.ram_bytes
+
+    @property
     def stats_age_seconds(self) -> float | None:
         """How old the statistics are, by the clock of the host; None if none ever came."""
         if not self.stats.last_update:
@@ -117,18 +128,22 @@ class BuiltinBalloon:
         """
         if not self.path:
             raise OperatorError(self.problem or "QEMU is not connected")
-        async with self._refreshing, self._polled():
+        async with self._refreshing:
             before = await self._read_stats()
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    while await self._read_stats() == before:  # noqa: ASYNC110 - nothing tells
-                        await asyncio.sleep(_POLL_SECONDS)
-            except TimeoutError:
-                raise TimedOutError(
-                    f"the guest sent no statistics within {timeout_seconds:g} s",
-                    hint="QEMU asks for them once a second at most, and not while the guest is "
-                    "paused; a guest without a balloon driver does not answer.",
-                ) from None
+            async with self._polled():
+                await self._until_newer(before, timeout_seconds)
+
+    async def _until_newer(self, before: int, timeout_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while await self._read_stats() == before:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise TimedOutError(
+                f"the guest sent no statistics within {timeout_seconds:g} s",
+                hint="QEMU asks for them once a second at most, and not while the guest is "
+                "paused; a guest without a balloon driver does not answer.",
+            ) from None
 
     @contextlib.asynccontextmanager
     async def _polled(self) -> AsyncIterator[None]:
@@ -142,7 +157,7 @@ class BuiltinBalloon:
             yield
         finally:
             with contextlib.suppress(RefusedError):
-                await self._set_interval(usual)
+                await self.set_polling_interval(usual)
 
     async def _read_stats(self) -> int:
         """Take QEMU's statistics, and return when they came."""
