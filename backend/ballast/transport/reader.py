@@ -182,7 +182,8 @@ class MessageReader(Generic[Arrived]):
         head, window = self._connection.bytes_wanted, b""
         with FdSet() as last:
             while len(window) < head:
-                self._keep(last)
+                if window:
+                    self._keep(last)
                 part = self.socket.peek(WINDOW_BYTES, last, len(window))
                 if not part:
                     self._stop_short(part, window)
@@ -191,7 +192,7 @@ class MessageReader(Generic[Arrived]):
             self._head_bytes, self._size = head, self._measure(window[:head])
             # The kernel stops after the bytes that descriptors came with, but not before them.
             is_ours = len(window) <= self._size
-            if is_ours:
+            if is_ours and len(last):
                 self._keep(last)
         self._window = b"" if is_ours and self.fds else window
         self._has_more = len(window) != self._size

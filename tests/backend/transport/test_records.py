@@ -8,7 +8,7 @@ import pytest
 
 from ballast.state.file import StateFile
 from ballast.transport.reader import Position
-from ballast.transport.records import SessionRecords
+from ballast.transport.records import POSITION_CELL, SessionRecords
 from ballast_protocol.errors import StateError
 
 
@@ -78,3 +78,42 @@ def test_what_is_not_understood_is_refused(state: StateFile, sock: socket.socket
     state.record("vhost-user").save((state.record("vhost-user").load() or b"") + b"}")
     with pytest.raises(StateError, match="makes no sense"):
         records(state, sock).load()
+
+
+def test_long_messages_and_many_replies_have_a_record(
+    state: StateFile, sock: socket.socket
+) -> None:
+    first, position = records(state, sock), Position(1, 12, 0)
+    first.save(position, Saved(5))
+    for number in range(400):
+        position = Position(1 + number % 2, 100 + 5 * number, position.replied_bytes + 333)
+        first.save(position, None)
+        assert records(state, sock).load() == (Saved(5), position)
+
+
+def test_a_cell_belongs_to_its_record_alone(state: StateFile, sock: socket.socket) -> None:
+    """A kill between record and cell leaves the cell of the record before."""
+    first = records(state, sock)
+    for number in range(40):
+        first.save(Position(2, 20, 50 * number), Saved(number))
+        first.save(Position(1, 24, 50 * number + 7), None)
+        stale = state.cells[POSITION_CELL]
+        first.save(Position(2, 28, 50 * number + 9), Saved(number))
+        state.cells[POSITION_CELL] = stale
+        loaded = records(state, sock).load()
+        assert loaded == (Saved(number), Position(2, 28, 50 * number + 9))
+        first.save(Position(1, 24, 50 * number + 9), None)
+
+
+def test_a_cell_of_an_earlier_connection_means_nothing(
+    state: StateFile, sock: socket.socket
+) -> None:
+    earlier = records(state, sock)
+    earlier.save(Position(2, 20, 40), Saved(1))
+    earlier.save(Position(1, 24, 80), None)
+    stale = state.cells[POSITION_CELL]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        records(state, ours).save(Position(1, 12, 0), Saved(2))
+        state.cells[POSITION_CELL] = stale
+        assert records(state, ours).load() == (Saved(2), Position(1, 12, 0))
