@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import NoReturn
 
 from ballast_agent import __version__
@@ -29,6 +30,7 @@ from ballast_agent.channel import (
     UnixSocket,
     Vsock,
 )
+from ballast_agent.install import OPENRC, SYSTEMD, install, uninstall
 from ballast_agent.options import byte_count, duration, unix_socket, vsock_address
 from ballast_agent.protect import protect
 from ballast_agent.report import introduce, take_report
@@ -61,6 +63,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if options.command == "run":
             _serve(options)
+        elif options.command == "install":
+            install(options.init, options.arguments, options.root, start=not options.no_start)
+        elif options.command == "uninstall":
+            uninstall(options.root)
         else:
             _print_report(as_json=options.json)
     except OperatorError as error:
@@ -102,9 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_channel_options(run_parser)
     _add_block_options(run_parser)
+    _add_install_options(commands.add_parser("install", help="make it a service of this guest"))
+    remove = commands.add_parser("uninstall", help="stop and remove the service")
+    remove.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     report = commands.add_parser("report", help="print what the host would be told, and exit")
     report.add_argument("--json", action="store_true", help="for programs")
     return parser
+
+
+def _add_install_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--init", choices=(SYSTEMD, OPENRC), help="service manager; the one that runs, by default"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="prepare an image below DIR"
+    )
+    parser.add_argument("--no-start", action="store_true", help="only write the files")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="-- OPTIONS", help="more for `ballast-agent run`"
+    )
 
 
 def _add_channel_options(parser: argparse.ArgumentParser) -> None:
