@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,15 +19,29 @@ settings.register_profile("ballast", deadline=None)
 settings.load_profile("ballast")
 
 
+@cache
+def _boots_guests(path: Path) -> bool:
+    """Return whether a file of tests boots guests, by its mark."""
+    return "pytest.mark.guest" in path.read_text()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put all files with guests into one group, which one process runs; others are apart.
+    """Begin with the files that boot guests, because they take longest."""
+    items.sort(key=lambda item: not _boots_guests(item.path))
 
-    Under emulation two guests at once take the whole machine, and each other's time. The group
-    comes first, because it takes longest.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Have one process run all files that boot guests; each other file is by itself.
+
+    Under emulation two guests at once take the whole machine, and each other's time.
     """
-    with_guests = {item.path for item in items if item.get_closest_marker("guest")}
-    for item in items:
-        group = "guests" if item.path in with_guests else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in with_guests)
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GuestsTogether(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "guests" if _boots_guests(config.rootpath / file) else file
+
+    return GuestsTogether(config, log)
