@@ -87,7 +87,7 @@ class RawPeer:
 
 @asynccontextmanager
 async def raw_peer(path: Path) -> AsyncIterator[RawPeer]:
-    reader, writer = await asyncio.open_unix_connection(path)
+    reader, writer = await asyncio.open_unix_connection(path, limit=1 << 24)
     try:
         yield RawPeer(reader, writer)
     finally:

@@ -40,8 +40,8 @@ class ClientLimits:
     """How much a client may cost.
 
     Attributes:
-        max_unsent_bytes: Beyond this much that it has not read, it gets no more events: it is
-            disconnected. Replies stop long before, since no command is read then.
+        max_unsent_bytes: Beyond this much of events that it has not read, it is disconnected. With
+            half as much of replies, no further command is executed until it has read them.
         patience_seconds: How long it may leave its replies unread before it is disconnected.
     """
 
@@ -112,6 +112,7 @@ class Connection:
             stream=service.stream(),
         )
         self._fds = FdSet()
+        self._unsent_reply_bytes = 0
 
     async def run(self) -> None:
         """Serve the client until it leaves, or costs more than it may."""
@@ -146,7 +147,10 @@ class Connection:
         """Send an event, if the client is ready for events, or give the client up."""
         if not self._session.in_command_mode or self._stream.is_closed:
             return
-        if self._stream.unsent_bytes > self._limits.max_unsent_bytes:
+        unsent_bytes = self._stream.unsent_bytes
+        # A reply may be larger than all that events may be; what is left of it is not their fault.
+        self._unsent_reply_bytes = min(self._unsent_reply_bytes, unsent_bytes)
+        if unsent_bytes - self._unsent_reply_bytes > self._limits.max_unsent_bytes:
             self._counters.dropped += 1
             log.warning("QMP client reads no events; disconnected")
             self._stream.close()
@@ -195,6 +199,7 @@ class Connection:
         # No waiting between the decision about the reply and its place in the buffer: an
         # event must not overtake the reply that opens the way for events.
         self._stream.write(reply)
+        self._unsent_reply_bytes = self._stream.unsent_bytes
         async with asyncio.timeout(self._limits.patience_seconds):
             # Beyond half of what may be unsent, commands wait, so that replies leave room for
             # events.

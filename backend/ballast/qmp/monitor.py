@@ -194,7 +194,7 @@ class QemuMonitor:
                 await qmp.disconnect()
 
     async def _connect(self) -> QMPClient:
-        sock = await self._reach()
+        sock = self._reach()
         qmp = QMPClient("qemu")
         # What there is to say is said here.
         qmp.logger.disabled = True
@@ -203,24 +203,28 @@ class QemuMonitor:
                 await qmp.connect(sock)
         except TimeoutError:
             sock.close()
-            raise OperatorError(
-                f"QEMU does not answer at {self.path}: it serves one client at a time, and has "
-                "another one there; give Ballast a monitor of its own"
-            ) from None
+            raise OperatorError(self._busy()) from None
         self.pid = peer_pid(sock)
         return qmp
 
-    async def _reach(self) -> socket.socket:
+    def _reach(self) -> socket.socket:
+        """Return a connection; a Unix socket connects at once or not at all."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, str(self.path))
-        except BaseException as error:
+            sock.connect(str(self.path))
+        except BlockingIOError as error:
             sock.close()
-            if isinstance(error, OSError):
-                reason = error.strerror or error
-                raise OperatorError(f"QEMU is not at {self.path}: {reason}") from error
-            raise
+            raise OperatorError(self._busy()) from error
+        except OSError as error:
+            sock.close()
+            raise OperatorError(f"QEMU is not at {self.path}: {error.strerror or error}") from error
         return sock
+
+    def _busy(self) -> str:
+        return (
+            f"QEMU does not answer at {self.path}: it serves one client at a time, and has another "
+            "one there; give Ballast a monitor of its own"
+        )
 
     async def _welcome(self, qmp: QMPClient) -> None:
         assert qmp.greeting is not None

@@ -9,6 +9,7 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from ballast.qmp.connection import ClientLimits
+from support.backend import until
 from support.balloon_control import MIB, FakeBalloonControl
 from support.qmp_peer import deaf_peer, qmp_client, raw_peer, serving
 
@@ -177,3 +178,18 @@ async def test_a_client_that_reads_no_replies_is_dropped(path: Path) -> None:
         status = (await other.ask(b'{"execute": "ballast-status"}'))["return"]["qmp"]
         assert (status["clients"], status["dropped"]) == (1, 1)
         assert "return" in await other.ask(b'{"execute": "query-name"}')
+
+
+async def test_a_large_reply_is_no_reason_to_drop_a_client_that_gets_events(path: Path) -> None:
+    limits = ClientLimits(max_unsent_bytes=64 << 10)
+    vm = FakeBalloonControl(ledger=[(number, 1) for number in range(100_000)])
+    async with serving(path, vm, limits=limits) as server, raw_peer(path) as peer:
+        await peer.negotiate()
+        peer.send(b'{"execute": "ballast-ledger"}')
+        [connection] = server._clients
+        await until(lambda: connection._stream.unsent_bytes > 128 << 10)
+        for number in range(10):
+            server.emit("EVENT", {"number": number})
+        assert len((await peer.receive())["return"]["runs"]) == 100_000
+        assert [(await peer.receive())["data"]["number"] for _ in range(10)] == list(range(10))
+        assert server.status()["dropped"] == 0

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,15 @@ async def test_somebody_else_than_qemu(monitor: QemuMonitor, path: Path) -> None
     await until(lambda: bool(monitor.problem))
     assert monitor.greeting is None
     server.close()
+
+
+async def test_a_queue_of_clients_before_us(monitor: QemuMonitor, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(str(path))
+        await until(lambda: "serves one client at a time" in monitor.problem)
