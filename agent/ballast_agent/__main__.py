@@ -30,7 +30,7 @@ from ballast_agent.channel import (
     UnixSocket,
     Vsock,
 )
-from ballast_agent.install import OPENRC, SYSTEMD, install, uninstall
+from ballast_agent.install import Installer
 from ballast_agent.options import byte_count, duration, unix_socket, vsock_address
 from ballast_agent.protect import protect
 from ballast_agent.report import introduce, take_report
@@ -64,9 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.command == "run":
             _serve(options)
         elif options.command == "install":
-            install(options.init, options.arguments, options.root, start=not options.no_start)
-        elif options.command == "uninstall":
-            uninstall(options.root)
+            _install(options)
         else:
             _print_report(as_json=options.json)
     except OperatorError as error:
@@ -96,6 +94,15 @@ examples:
   ballast-agent run --no-blocks          only report, and give back what another agent left"""
 
 
+_INSTALL_NOTES = """\
+The agent, if it is one file, is copied to /usr/local/sbin/ballast-agent.
+
+examples:
+  ballast-agent.pyz install --now
+  ballast-agent.pyz install --init openrc --root /mnt/image -- --reserve 512M
+  ballast-agent install --remove"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ballast-agent", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -108,24 +115,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_channel_options(run_parser)
     _add_block_options(run_parser)
-    _add_install_options(commands.add_parser("install", help="make it a service of this guest"))
-    remove = commands.add_parser("uninstall", help="stop and remove the service")
-    remove.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     report = commands.add_parser("report", help="print what the host would be told, and exit")
     report.add_argument("--json", action="store_true", help="for programs")
+    _add_install(commands)
     return parser
 
 
-def _add_install_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--init", choices=(SYSTEMD, OPENRC), help="service manager; the one that runs, by default"
+def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "install",
+        help="install the agent as a service of systemd or OpenRC",
+        epilog=_INSTALL_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("/"), metavar="DIR", help="prepare an image below DIR"
+        "--init",
+        choices=("auto", "systemd", "openrc"),
+        default="auto",
+        help="whose service (%(default)s: whichever is there)",
     )
-    parser.add_argument("--no-start", action="store_true", help="only write the files")
     parser.add_argument(
-        "arguments", nargs="*", metavar="-- OPTIONS", help="more for `ballast-agent run`"
+        "--root", metavar="DIR", type=Path, default=Path("/"), help="install into an image"
+    )
+    parser.add_argument("--now", action="store_true", help="start it too, now and at every boot")
+    parser.add_argument("--remove", action="store_true", help="remove what install has written")
+    parser.add_argument(
+        "arguments", metavar="-- OPTION", nargs="*", help="options of `ballast-agent run`"
     )
 
 
@@ -242,6 +257,20 @@ def _serve(options: argparse.Namespace) -> None:
     finally:
         agent.close()
     logging.getLogger(__name__).info("stopped")
+
+
+def _install(options: argparse.Namespace) -> None:
+    installer = Installer(options.root, options.init)
+    if options.remove:
+        for path in installer.remove():
+            print(f"removed {path}")
+        return
+    _parser().parse_args(["run", *options.arguments])  # what `run` refuses is refused here
+    for path in installer.install(options.arguments):
+        print(f"wrote {path}")
+    if options.now:
+        installer.start()
+        print("started")
 
 
 def _print_report(*, as_json: bool) -> None:

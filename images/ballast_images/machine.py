@@ -40,6 +40,7 @@ class Machine:
         agent_socket: Where the backend listens for its agent; None for no agent port.
         arguments: More for QEMU, balloon device included.
         memory_options: More for the memory backend object: `hugetlb=on`.
+        nodes: Over how many NUMA nodes memory and CPUs are spread.
     """
 
     qemu: Path
@@ -52,6 +53,7 @@ class Machine:
     agent_socket: Path | None = None
     arguments: tuple[str, ...] = ()
     memory_options: str = ""
+    nodes: int = 1
 
     @property
     def qmp_socket(self) -> Path:
@@ -88,7 +90,11 @@ class Machine:
             str(self.qemu),
             *("-no-user-config", "-nodefaults", "-display", "none"),
             *machine_arguments(
-                self.memory_bytes, self.cpus, self.accelerator, options=self.memory_options
+                self.memory_bytes,
+                self.cpus,
+                self.accelerator,
+                options=self.memory_options,
+                nodes=self.nodes,
             ),
             *boot_arguments(self.image, self.kernel_arguments),
             *("-chardev", f"file,id=console,path={_path(self.console_log)}"),
@@ -115,7 +121,7 @@ class Machine:
 
 
 def machine_arguments(
-    memory_bytes: int, cpus: int, accelerator: str, *, options: str = ""
+    memory_bytes: int, cpus: int, accelerator: str, *, options: str = "", nodes: int = 1
 ) -> tuple[str, ...]:
     """Return the machine, its CPUs, and RAM that another process can give back.
 
@@ -124,13 +130,39 @@ def machine_arguments(
         cpus: How many virtual CPUs.
         accelerator: `kvm` or `tcg`.
         options: More for the memory backend object: `hugetlb=on`.
+        nodes: Over how many NUMA nodes memory and CPUs are spread, evenly.
     """
-    memory = f"memory-backend-memfd,id={MEMORY_ID},size={memory_bytes},share=on"
+    # A socket of its own for each node: CPUs of one socket share a cache, and so a node.
+    smp = str(cpus) if nodes == 1 else f"{cpus},sockets={nodes}"
+    size = ("-m", f"size={memory_bytes // 1024}K", "-cpu", "max", "-smp", smp)
+    if nodes == 1:
+        return (
+            *("-machine", f"q35,memory-backend={MEMORY_ID}", "-accel", accelerator),
+            *_memory(MEMORY_ID, memory_bytes, options),
+            *size,
+        )
     return (
-        *("-machine", f"q35,memory-backend={MEMORY_ID}", "-accel", accelerator),
-        *("-object", f"{memory},{options}" if options else memory),
-        *("-m", f"size={memory_bytes // 1024}K", "-cpu", "max", "-smp", str(cpus)),
+        *("-machine", "q35", "-accel", accelerator, *size),
+        *(
+            word
+            for node in range(nodes)
+            for word in _node(node, nodes, memory_bytes, cpus, options)
+        ),
     )
+
+
+def _memory(name: str, size_bytes: int, options: str) -> tuple[str, str]:
+    memory = f"memory-backend-memfd,id={name},size={size_bytes},share=on"
+    return ("-object", f"{memory},{options}" if options else memory)
+
+
+def _node(
+    node: int, nodes: int, memory_bytes: int, cpus: int, options: str
+) -> tuple[str, str, str, str]:
+    name = f"{MEMORY_ID}{node}"
+    first, last = node * cpus // nodes, (node + 1) * cpus // nodes - 1
+    numa = f"node,nodeid={node},memdev={name},cpus={first}-{last}"
+    return (*_memory(name, memory_bytes // nodes, options), "-numa", numa)
 
 
 def boot_arguments(image: GuestImage, kernel_arguments: tuple[str, ...] = ()) -> tuple[str, ...]:

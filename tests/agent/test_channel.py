@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ballast_agent.channel import Channel, Device, NamedPort, UnixSocket
+from ballast_agent.channel import VSOCK_PORT, Channel, Device, FirstOf, NamedPort, UnixSocket, Vsock
 from ballast_protocol.errors import OperatorError
 
 
@@ -107,3 +107,56 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 def test_a_unix_socket_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="too long"):
         UnixSocket(str(tmp_path / ("x" * 200))).open()
+
+
+def test_the_first_place_that_is_there_is_taken(tmp_path: Path) -> None:
+    absent, present = UnixSocket(str(tmp_path / "absent")), Device("/dev/null")
+    places = FirstOf((absent, present))
+    assert str(places) == f"unix:{tmp_path / 'absent'} or /dev/null"
+    channel = places.open()
+    assert channel is not None
+    assert channel.revives
+    channel.close()
+    assert FirstOf((absent, absent)).open() is None
+
+
+VSOCK_LOCAL = 1
+"""The context id of the machine itself."""
+
+
+def listening_vsock() -> socket.socket:
+    """Return a listening vsock on this machine, if it has any."""
+    try:
+        server = socket.socket(socket.AF_VSOCK)
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"this machine has no vsock: {error}")
+    try:
+        server.bind((VSOCK_LOCAL, socket.VMADDR_PORT_ANY))
+        server.listen()
+    except OSError as error:
+        server.close()
+        pytest.skip(f"this machine has no vsock: {error}")
+    return server
+
+
+def test_vsock() -> None:
+    with listening_vsock() as server:
+        server.settimeout(20)
+        endpoint = Vsock(server.getsockname()[1], VSOCK_LOCAL)
+        channel = endpoint.open()
+        if channel is None:
+            pytest.skip("this machine's vsock has no loopback")
+        host, _ = server.accept()
+        with host:
+            assert channel.write(b"hello") == 5
+            assert host.recv(10) == b"hello"
+        assert not channel.revives
+        channel.close()
+    assert endpoint.open() is None
+
+
+def test_no_vsock_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Vsock(1, VSOCK_LOCAL).open() is None
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
+    assert Vsock(1).open() is None
+    assert str(Vsock(VSOCK_PORT)) == "vsock:2:5170"

@@ -35,6 +35,18 @@ def test_memory_options_go_to_the_memory() -> None:
     assert options(command, "-object")[0].endswith(",share=on,hugetlb=on,hugetlbsize=2M")
 
 
+def test_memory_and_cpus_are_spread_over_nodes() -> None:
+    command = replace(MACHINE, memory_bytes=2 << 30, cpus=4, nodes=2).command()
+    assert options(command, "-machine") == ["q35"]
+    assert options(command, "-object") == [
+        f"memory-backend-memfd,id=mem{node},size={1 << 30},share=on" for node in range(2)
+    ]
+    assert options(command, "-numa") == [
+        "node,nodeid=0,memdev=mem0,cpus=0-1",
+        "node,nodeid=1,memdev=mem1,cpus=2-3",
+    ]
+
+
 def test_the_kernel_is_told_more() -> None:
     command = replace(MACHINE, kernel_arguments=("init_on_alloc=0", "a=b")).command()
     assert options(command, "-append") == ["console=ttyS0 quiet panic=-1 init_on_alloc=0 a=b"]

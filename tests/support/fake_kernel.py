@@ -64,6 +64,7 @@ class FakeKernel:
         fuse: After how many further calls the agent is killed, within the call; None for never.
         compactions: How often compaction was asked for.
         hidden: Free blocks that are only found after compaction.
+        stalled: How long tasks have waited for memory, in seconds.
     """
 
     blocks: dict[int, Block]
@@ -72,6 +73,7 @@ class FakeKernel:
     fuse: int | None = None
     compactions: int = 0
     hidden: int = 0
+    stalled: float = 0.0
     _free_list: dict[int, list[int]] = field(default_factory=dict)
     _claimed: bool = False
     _reserved: int = 0
@@ -186,7 +188,11 @@ class FakeKernel:
     def meminfo(self) -> dict[str, int]:
         self._burn()
         available = len(self.in_state(FREE, CACHE)) * BLOCK_BYTES
-        return {"MemTotal": len(self.blocks) * BLOCK_BYTES, "MemAvailable": available}
+        return {
+            "MemTotal": len(self.blocks) * BLOCK_BYTES,
+            "MemAvailable": available,
+            "Inactive(file)": len(self.in_state(CACHE)) * BLOCK_BYTES,
+        }
 
     def zones(self) -> dict[ZoneKey, ZoneInfo]:
         self._burn()
@@ -288,3 +294,11 @@ class FakeKernel:
         self._burn()
         self.compactions += 1
         self.hidden = 0
+
+    def stalled_seconds(self) -> float:
+        self._burn()
+        return self.stalled
+
+    def reclaim(self, size_bytes: int) -> None:
+        self._burn()
+        self.free(size_bytes // BLOCK_BYTES, CACHE)

@@ -291,6 +291,7 @@ async def booted(
     cpus: int = 2,
     kernel_arguments: tuple[str, ...] = (QUICK_ALLOCATION,),
     arguments: tuple[str, ...] | None = None,
+    nodes: int = 1,
 ) -> AsyncIterator[Guest]:
     """Boot a guest on a served balloon and wait until it runs commands."""
     with tempfile.TemporaryDirectory(prefix="vm-") as directory:
@@ -303,6 +304,7 @@ async def booted(
             kernel_arguments=kernel_arguments,
             agent_socket=balloon.paths.agent,
             arguments=balloon_device(balloon) if arguments is None else arguments,
+            nodes=nodes,
         )
         async with Vm(machine) as vm:
             await vm.wait_ready()

@@ -30,6 +30,7 @@ class Guard:
         self._kernel = kernel
         self._limits = limits
         self._counts = counts
+        self._seen = 0
         self._stalled = self._complained = False
 
     def stall(self) -> None:
@@ -45,7 +46,7 @@ class Guard:
         stalled, self._stalled = self._stalled, False
         if not blocks or self.owed:
             return False
-        available = self.available()
+        available = self._seen = self.available()
         if not self.pressure.look(available, stalled=stalled, sweeping=sweeping):
             return False
         self.owed = self.pressure.respond(available, blocks, now)
@@ -56,7 +57,7 @@ class Guard:
 
     def deadline(self, now: float) -> float:
         """Return when to look again while blocks are isolated."""
-        return now + self._limits.watch_seconds(self.available())
+        return now + self._limits.watch_seconds(self._seen)
 
     def wait(self) -> None:
         """A report is under way, so nothing can go back now."""

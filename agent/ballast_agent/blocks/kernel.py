@@ -113,3 +113,9 @@ class Kernel(Protocol):
 
     def compact(self, node: int | None) -> None:
         """Move pages together until free ones lie next to each other; on all nodes if None."""
+
+    def stalled_seconds(self) -> float:
+        """Return how long tasks have waited for memory since the guest booted."""
+
+    def reclaim(self, size_bytes: int) -> None:
+        """Make the kernel give up so much page cache, or as much of it as it can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -24,6 +25,7 @@ from ballast_agent.procfs import (
     parse_buddyinfo,
     parse_iomem,
     parse_meminfo,
+    parse_pressure,
     parse_zoneinfo,
 )
 from ballast_protocol.errors import OperatorError
@@ -193,6 +195,24 @@ class LinuxKernel:
             write_text(self._proc / "sys/vm/compact_memory", "1")
         else:
             write_text(self._sys / f"devices/system/node/node{node}/compact", "1")
+
+    def stalled_seconds(self) -> float:
+        """See `Kernel.stalled_seconds`."""
+        pressure = parse_pressure(read_text(self._proc / "pressure/memory"))
+        return pressure.some.total_microseconds / 1e6
+
+    def reclaim(self, size_bytes: int) -> None:
+        """See `Kernel.reclaim`."""
+        path = self._sys / "fs/cgroup/memory.reclaim"
+        # Nothing is to be swapped out; without swap, older kernels need not be told.
+        rule = " swappiness=0" if self.meminfo().get("SwapTotal", 0) else ""
+        try:
+            write_text(path, f"{size_bytes}{rule}")
+        except OperatorError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.EAGAIN:
+                raise
+            # There was less to reclaim.
 
 
 def _number(name: str) -> int:

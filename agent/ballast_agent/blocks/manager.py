@@ -18,6 +18,7 @@ from ballast_agent.blocks.limits import Limits
 from ballast_agent.blocks.options import BlockOptions
 from ballast_agent.blocks.plan import goal_blocks
 from ballast_agent.blocks.pool import Pool
+from ballast_agent.blocks.reclaim import Reclaimer
 from ballast_agent.blocks.reporter import Reporter, Send
 from ballast_agent.blocks.status import Counts, node_blocks
 from ballast_agent.blocks.sweeper import Sweeper
@@ -82,6 +83,7 @@ class BlockManager:
         self._taker = Taker(kernel, self._pool, self._book, self._limits, self._compaction, counts)
         self._sweeper = Sweeper(kernel, self._options.sweeps, counts)
         self._goal = Goal()
+        self._reclaimer = Reclaimer(kernel, background, counts) if self._options.reclaim else None
         self._stopping = self._changed = False
         self._trouble = Trouble(enabled=self._options.enabled)
         self._report_at = 0.0
@@ -208,6 +210,8 @@ class BlockManager:
             self._sweeper.end(NEEDED)
             self._goal.fall_short(NEEDED, now, self._guard.pressure.ends)
             self._changed = True
+        if self._reclaimer is not None and not self._guard.pressure.is_on(now):
+            self._reclaimer.look(now)
         self._report(now)
         if not self._book.may_release(now):
             self._guard.wait()
@@ -216,7 +220,9 @@ class BlockManager:
         return self._advance(now)
 
     def _next_deadline(self, now: float) -> float | None:
-        times = [self._book.doubt_ends]
+        times = [self._book.doubt_ends, self._guard.pressure.ends]
+        if self._reclaimer is not None:
+            times.append(self._reclaimer.deadline())
         if not self.is_empty:
             times.append(self._guard.deadline(now))
         if self._trouble.ends is not None:
@@ -233,15 +239,10 @@ class BlockManager:
 
     def _report(self, now: float) -> None:
         """Report what is isolated and not yet reported."""
-        if not (
-            self._guard.owed or self._trouble.reason or self._stopping or now < self._report_at
-        ):
+        may_not = self._guard.owed or self._trouble.reason or self._stopping
+        if not may_not and now >= self._report_at:
             purpose = Purpose.HOLD if self._sweeper.run is None else Purpose.SWEEP
-            found = len(self._book), self._counts.lost_blocks
-            sent = self._reporter.report(purpose, self._is_isolated)
-            if found != (len(self._book), self._counts.lost_blocks):
-                sent += self._reporter.report(purpose, self._is_isolated)
-            self._counts.reported_bytes += sent
+            self._counts.reported_bytes += self._reporter.report(purpose, self._is_isolated)
 
     def _is_isolated(self, pfns: tuple[int, ...]) -> bool:
         """Look once more before blocks are reported.

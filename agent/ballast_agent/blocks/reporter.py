@@ -89,7 +89,11 @@ class Reporter:
         sent = 0
         while self.session is not None and self.is_ready and self.book.has_room:
             pfns = self.book.next_report()
-            if not pfns or not is_isolated(pfns):
+            if pfns and not is_isolated(pfns):
+                # That has put the book in order, if anything can.
+                pfns = self.book.next_report()
+                pfns = pfns if pfns and is_isolated(pfns) else ()
+            if not pfns:
                 break
             request_id, flight = self._next_id(), Flight(pfns, purpose)
             self.book.depart(request_id, flight)

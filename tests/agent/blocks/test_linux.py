@@ -159,6 +159,22 @@ def test_compaction(machine: Machine) -> None:
     assert (machine.root / "sys/devices/system/node/node3/compact").read_text() == "1"
 
 
+def test_reclaim_swaps_nothing_out(machine: Machine) -> None:
+    machine.write("sys/fs/cgroup/memory.reclaim", "")
+    machine.kernel.reclaim(12345678)
+    assert (machine.root / "sys/fs/cgroup/memory.reclaim").read_text() == "12345678"
+    machine.write("proc/meminfo", "SwapTotal: 100 kB\n")
+    machine.kernel.reclaim(12345678)
+    text = (machine.root / "sys/fs/cgroup/memory.reclaim").read_text()
+    assert text == "12345678 swappiness=0"
+
+
+def test_stalls(machine: Machine) -> None:
+    lines = "{} avg10=0.00 avg60=0.00 avg300=0.00 total={}\n"
+    machine.write("proc/pressure/memory", lines.format("some", 2500000) + lines.format("full", 1))
+    assert machine.kernel.stalled_seconds() == 2.5
+
+
 def test_nobody_claims_where_nothing_is_mounted(machine: Machine) -> None:
     assert not machine.kernel.is_claimed()
     machine.kernel.unclaim()
