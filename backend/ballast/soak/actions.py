@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from ballast.soak.lab import Lab
+from ballast.soak.settling import settle
 from ballast.soak.verifier import Verifier
 
 LOWEST_SHARE = 0.45
@@ -46,26 +47,32 @@ class Actions:
         self._choose.shuffle(names)
         return names
 
+    async def prepare(self, name: str) -> None:
+        """Bring the guest to where an action begins, so that a kill falls into the action itself.
+
+        Raises:
+            TimedOutError: The guest does not get there.
+        """
+        is_full = name not in ("deflate", "pause")
+        await self._lab.set_target(self._lab.memory_bytes if is_full else self._low_target())
+        await settle(self._lab)
+        if name in ("inflate", "report"):
+            await self._dirty()
+
     async def run(self, name: str) -> None:
         """Do one of them to its end."""
         await self._all[name]()
 
     async def inflate(self) -> None:
-        """Have the guest use its memory, then give up a large part of it."""
-        await self._lab.set_target(self._lab.memory_bytes)
-        await self._dirty()
+        """Have the guest give up a large part of the memory that it has used."""
         await self._lab.set_target(self._low_target())
 
     async def deflate(self) -> None:
         """Have the guest take all of its memory back."""
-        await self._lab.set_target(self._low_target())
-        await asyncio.sleep(self._choose.uniform(0.2, 1.0))
         await self._lab.set_target(self._lab.memory_bytes)
 
     async def report(self) -> None:
-        """Have the guest use memory and free it, so that its kernel reports it."""
-        await self._lab.set_target(self._lab.memory_bytes)
-        await self._dirty()
+        """Give the guest's kernel time to report what it has used and freed."""
         await asyncio.sleep(2.5)
 
     async def change_config(self) -> None:

@@ -22,8 +22,11 @@ from ballast_protocol.errors import OperatorError, TimedOutError
 VERIFIED_SHARE = 0.15
 """How much of the guest's RAM is verified all the time; it must fit beside the smallest target."""
 
-LONGEST_DELAY_SECONDS = {"report": 4.0, "reboot": 4.0, "deflate": 1.5}
-"""Until when, after an action began, its kill may come; what is not named here lasts a second."""
+LONGEST_DELAY_SECONDS = {"report": 2.5, "reboot": 4.0}
+"""Until when, after an action began, its kill may come."""
+
+USUAL_DELAY_SECONDS = 0.5
+"""The same for actions that are not named there."""
 
 WATCHED_RINGS = (0, 1)
 """Inflate and deflate (virtio 1.3, section 5.5.2); the statistics queue holds a buffer always."""
@@ -120,9 +123,12 @@ class Killing:
 
     async def _one(self, memory: GuestMemory, action: str, *, is_stop: bool) -> None:
         """Begin an action, kill the worker in the middle of it, and look at what is left."""
+        await self._actions.prepare(action)
         pid = await self._lab.worker_pid()
-        rings = await self._rings(memory)
-        delay = self._choose.uniform(0.0, LONGEST_DELAY_SECONDS.get(action, 1.0))
+        # A guest that reboots has other rings afterwards, which nobody can see coming.
+        rings = [] if action == "reboot" else await self._rings(memory)
+        longest = LONGEST_DELAY_SECONDS.get(action, USUAL_DELAY_SECONDS)
+        delay = self._choose.uniform(0.0, longest)
         kill = Kill(action, delay, was_stopped=is_stop)
         self.outcome.kills.append(kill)
         task = asyncio.create_task(self._actions.run(action))
