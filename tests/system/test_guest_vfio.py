@@ -39,6 +39,10 @@ MESSAGES_PER_BUFFER = {"msix-mapped": 1, "msix": 3, "intx": 5}
 """A notification; and where the page is not mapped, the read of `num_pages` and the write of
 `actual`; and with INTx, the read of the ISR and the unmasking."""
 
+SHARED_LINE = {"msix-mapped": 1.0, "msix": 1.0, "intx": 1.2}
+"""Other devices are on the same interrupt line, and each time that one of them raises it the guest
+asks ours too whether it was the one."""
+
 OTHER_MESSAGES = 32
 """What comes beside them: config changes, statistics."""
 
@@ -87,7 +91,7 @@ async def test_how_many_messages_a_buffer_takes(guest: Guest) -> None:
         sent = sum(messages(balloon).values()) - sum(before.values())
         print(f"{variant_of(guest)}: {sent} messages for {served_buffers} {name}")
         assert served_buffers >= BALLOON_BYTES // MIB
-        assert sent <= limit * served_buffers + OTHER_MESSAGES
+        assert sent <= limit * served_buffers * SHARED_LINE[variant_of(guest)] + OTHER_MESSAGES
         # Not fewer either, or the table in the documentation is wrong.
         assert sent > (limit - 1) * served_buffers
     await guest.assert_well()
