@@ -25,6 +25,9 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
 RAM_BYTES = 512 * MIB
 SMALL_BYTES = 288 * MIB
 
+QUIET = ("--no-agent-blocks",)
+"""All memory goes through the rings, which are what is killed here."""
+
 
 async def status(root: Path) -> Any:
     return await ballast_json(root, "status", "web")
@@ -53,7 +56,7 @@ async def test_a_guest_notices_nothing(
     qemu: Path, image: GuestImage, transport: Transport, tmp_path: Path
 ) -> None:
     paths = VmPaths("web", tmp_path)
-    async with daemon(tmp_path, "serve", "web", "--transport", transport) as served:
+    async with daemon(tmp_path, "serve", "web", "--transport", transport, *QUIET) as served:
         await keeper_status(tmp_path)
         with tempfile.TemporaryDirectory(prefix="vm-") as directory:
             machine = Machine(
