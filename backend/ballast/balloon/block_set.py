@@ -76,6 +76,15 @@ class BlockSet:
         """Leave out what lies beyond every block: naming it would cost a guest nothing."""
         return first, min(count, self._end - first)
 
+    def hold_all(self) -> None:
+        """Make `Purpose.HOLD` the purpose of every block."""
+        for key, part in list(self._parts.items()):
+            if key[0] is not Purpose.HOLD:
+                del self._parts[key]
+                held = self._parts.setdefault((Purpose.HOLD, key[1]), Ledger())
+                for first, count in part.runs():
+                    held.add(first, count)
+
     def bytes_for(self, purpose: Purpose) -> int:
         """Return how much was taken for one purpose."""
         blocks = sum(part.count for key, part in self._parts.items() if key[0] is purpose)

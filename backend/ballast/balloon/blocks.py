@@ -241,6 +241,13 @@ class BlockBook:
             self._blocks, self._confirmed = self._confirmed, None
         return tuple(known)
 
+    def sweep_ended(self) -> None:
+        """A sweep has ended, its blocks released: what is left is held, whatever it was taken for.
+
+        The guest's kernel chooses which blocks go, and need not choose those that came last.
+        """
+        self._blocks.hold_all()
+
     # What else strikes blocks out ------------------------------------------------------------
 
     def kernel_took(self, first_pfn: int, pages: int) -> None:

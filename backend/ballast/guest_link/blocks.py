@@ -177,7 +177,7 @@ class BlockSession:
             case BlocksStatus():
                 self._take_status(message)
             case SweepDone():
-                self.last_sweep = message
+                self._take_sweep_done(message)
 
     def _take_report(self, report: BlocksReport, request_id: int) -> None:
         if not self._is_current(report.session) or not self.is_open:
@@ -210,6 +210,13 @@ class BlockSession:
             if self._sweeps is not None:
                 self._send(self._sweeps, 0)
             self._send(BlocksGoal(self._goals), 0)
+            self._changed()
+
+    def _take_sweep_done(self, done: SweepDone) -> None:
+        self.last_sweep = done
+        # One that could not begin, because another goes on, has reported nothing.
+        if self.is_open and done.reported_bytes:
+            self.book.sweep_ended()
             self._changed()
 
     def _take_status(self, status: BlocksStatus) -> None:

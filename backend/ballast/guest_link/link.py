@@ -41,7 +41,7 @@ from ballast.guest_status import (
     link_status,
 )
 from ballast.streams.fdstore import VmStore, no_store
-from ballast.streams.listening import kept_listener
+from ballast.streams.listening import has_hung_up, kept_listener
 from ballast_protocol.errors import MalformedError, OperatorError
 from ballast_protocol.guest import (
     PORT_NAME,
@@ -335,6 +335,8 @@ class GuestLink:
     def _take_blocks(self, message: AgentBlockMessage, request_id: int) -> None:
         if self.blocks is None:
             raise MalformedError("this host takes no blocks")
+        if isinstance(message, BlocksReport) and has_hung_up(self._writer):
+            raise ConnectionResetError("a report was read after its sender had gone")
         self.blocks.take(message, request_id)
         if isinstance(message, SweepDone):
             self._requests.answer(request_id, message)

@@ -1,7 +1,9 @@
-"""Listening sockets that a successor goes on with: who connects meanwhile is not lost."""
+"""Sockets that a successor goes on listening with, and whether who connected is still there."""
 
 from __future__ import annotations
 
+import asyncio
+import select
 import socket
 from pathlib import Path
 
@@ -26,3 +28,12 @@ def kept_listener(store: VmStore, what: str, path: Path) -> socket.socket:
     sock.setblocking(False)
     store.put(what, sock.fileno())
     return sock
+
+
+def has_hung_up(writer: asyncio.StreamWriter | None) -> bool:
+    """Tell whether the other end has gone, though not all that it said may have been read."""
+    if writer is None:
+        return True
+    poller = select.poll()
+    poller.register(writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))

@@ -263,3 +263,23 @@ def test_the_last_sweep_is_kept(host: Host) -> None:
     done = SweepDone(0.1, "nothing left", 4, 3, 2 * BLOCK_BYTES, BLOCK_BYTES)
     host.session.take(done, 0)
     assert host.session.last_sweep == done
+
+
+def test_what_is_left_of_a_sweep_is_held(host: Host) -> None:
+    """The guest's kernel has let other blocks go than those that the sweep has taken."""
+    number = host.open()
+    host.report(number, span(0, 2))
+    host.session.take(BlocksReport(number, Purpose.SWEEP, (span(2, 3), span(6, 1, node=1))), 8)
+    host.session.take(BlocksReleased(number, (span(0, 2), span(4))), 0)
+    refused = SweepDone(0.0, "another sweep goes on", 0, 0, 0, 0)
+    host.session.take(refused, 0)
+    book = host.books.blocks
+    assert (book.hold_bytes, book.sweep_bytes) == (0, 3 * BLOCK_BYTES)
+    changes = host.changes
+    host.session.take(replace(refused, reported_bytes=4 * BLOCK_BYTES), 0)
+    assert (book.hold_bytes, book.sweep_bytes) == (3 * BLOCK_BYTES, 0)
+    assert [node.hold_bytes for node in book.by_node().values()] == [2 * BLOCK_BYTES, BLOCK_BYTES]
+    assert host.changes > changes
+    assert host.books.held() == {2, 3, 6}
+    host.session.take(BlocksReleased(number, (span(2, 2),)), 0)
+    assert book.hold_bytes == BLOCK_BYTES

@@ -104,6 +104,18 @@ async def test_a_report_is_dealt_with_before_a_new_session_begins(
         assert books.held() == {1}
 
 
+async def test_a_report_whose_sender_has_gone_is_void(
+    block_link: GuestLink, books: Books, events: Events
+) -> None:
+    """An agent whose connection has ended may use again what it has reported."""
+    async with qemu(block_link) as guest:
+        session = await open_session(guest)
+        guest.say(BlocksReport(session, Purpose.HOLD, (span(1),)), 2)
+        guest.writer.close()
+        await events.until(LinkEvent.QEMU_GONE)
+    assert books.held() == set()
+
+
 async def test_a_link_that_is_renewed_believes_no_old_report(
     block_link: GuestLink, books: Books
 ) -> None:
