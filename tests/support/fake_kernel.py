@@ -65,6 +65,8 @@ class FakeKernel:
         compactions: How often compaction was asked for.
         hidden: Free blocks that are only found after compaction.
         stalled: How long tasks have waited for memory, in seconds.
+        unseen: How many blocks the kernel does not say that it has; `seen_each_time` fewer the next
+            time.
     """
 
     blocks: dict[int, Block]
@@ -74,6 +76,8 @@ class FakeKernel:
     compactions: int = 0
     hidden: int = 0
     stalled: float = 0.0
+    unseen: int = 0
+    seen_each_time: int = 0
     _free_list: dict[int, list[int]] = field(default_factory=dict)
     _claimed: bool = False
     _reserved: int = 0
@@ -212,10 +216,11 @@ class FakeKernel:
 
     def memory(self) -> list[MemorySpan]:
         self._burn()
+        unseen, self.unseen = self.unseen, max(0, self.unseen - self.seen_each_time)
         return [
             MemorySpan(block.pfn, block.pfn + PAGES_PER_BLOCK, block.node)
             for block in sorted(self.blocks.values(), key=lambda block: block.pfn)
-        ]
+        ][: len(self.blocks) - unseen]
 
     def obstacle(self) -> str | None:
         self._burn()

@@ -58,7 +58,7 @@ class FreeMap:
 
         Args:
             zones: What `/proc/zoneinfo` says; zones of different nodes may enclose each other.
-            memory: What is online, and on which node.
+            memory: Where memory is, and on which node.
         """
         self._layout = _layout(zones)
         self.zones = [

@@ -78,7 +78,7 @@ class Kernel(Protocol):
         """Return the number of free blocks by order, for each zone."""
 
     def memory(self) -> Sequence[MemorySpan]:
-        """Return the memory that is online, in ascending order."""
+        """Return where memory is, in ascending order."""
 
     def obstacle(self) -> str | None:
         """Return why blocks must not be taken in this guest, apart from how the pool is used."""

@@ -77,9 +77,10 @@ class LinuxKernel:
         return list(_spans(ram, self._memory_blocks()))
 
     def _memory_blocks(self) -> dict[tuple[int, int], int | None]:
-        """Return the nodes of all memory blocks that are online, by their first and end byte.
+        """Return the nodes of all memory blocks, by their first and end byte.
 
-        A kernel that cannot plug memory has no such blocks: then all memory is of any node.
+        Those that are offline are among them: that changes from moment to moment, and their pages
+        show it. A kernel that cannot plug memory has no such blocks: all memory is of any node.
         """
         size_file = self._sys / "devices/system/memory/block_size_bytes"
         if not size_file.exists():
@@ -88,8 +89,7 @@ class LinuxKernel:
         blocks: dict[tuple[int, int], int | None] = {}
         for path in self._sys.glob("devices/system/node/node*/memory*"):
             number = path.name[len("memory") :]
-            state = path / "state"
-            if number.isdecimal() and state.exists() and read_text(state).strip() == "online":
+            if number.isdecimal():
                 start = int(number) * size
                 # A block that two nodes share is of whichever the zones say.
                 node = None if (start, start + size) in blocks else _number(path.parent.name)

@@ -43,7 +43,7 @@ from ballast_protocol.guest_blocks import (
 
 NEEDED = "the guest needs its memory"
 RETRY_SECONDS = 1.0
-"""How soon to try again to give blocks back, if the kernel did not let us."""
+"""How soon to try again what did not work, or did not go on."""
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +154,7 @@ class BlockManager:
 
     def refused(self, request_id: int, reason: str, now: float) -> None:
         """The host has refused a message."""
-        flight = self._reporter.refused(request_id)
-        if flight is not None:
+        if (flight := self._reporter.refused(request_id)) is not None:
             self._be_refused(len(flight.pfns), reason, now)
         self.tick(now)
 
@@ -207,9 +206,7 @@ class BlockManager:
         if self.is_empty and self._trouble.look(now):
             self._changed = True
         if self._guard.watch(len(self._pool.blocks), now, sweeping=self._sweeper.run is not None):
-            self._sweeper.end(NEEDED)
-            self._goal.fall_short(NEEDED, now, self._guard.pressure.ends)
-            self._changed = True
+            self._give_up(NEEDED, now, self._guard.pressure.ends)
         if self._reclaimer is not None and not self._guard.pressure.is_on(now):
             self._reclaimer.look(now)
         self._report(now)
@@ -229,8 +226,9 @@ class BlockManager:
             times.append(self._trouble.ends if self.is_empty else now + RETRY_SECONDS)
         if self._reporter.is_ready:
             times.append(self._sweeper.deadline())
-            if self._goal.total > len(self._book):
-                times.append(self._goal.retry_at)
+            if self._is_short or self._sweeper.run is not None:
+                # Whatever it waits for may not come.
+                times += [self._goal.retry_at, now + RETRY_SECONDS]
             if self._book.count(Standing.NEW):
                 times.append(self._report_at)
         return min((time for time in times if time is not None and time > now), default=None)
@@ -255,7 +253,7 @@ class BlockManager:
         is_ours = self._pool.look_again()
         lost = len(self._book.without(self._pool.blocks))
         if lost:
-            log.warning("the kernel has taken %d blocks away by itself", lost)
+            log.warning("%d blocks are not isolated any more, by the kernel's own doing", lost)
             self._counts.lost_blocks += lost
         self._update_book()
         if not is_ours:
@@ -279,17 +277,19 @@ class BlockManager:
         log.warning("the host refused %d blocks: %s", blocks, reason)
         self._report_at = now + TROUBLE_SECONDS
         self._guard.owed = max(self._guard.owed, blocks)
-        self._sweeper.end("the host refused blocks")
-        self._goal.fall_short("the host refused blocks", now, self._report_at)
+        self._give_up("the host refused blocks", now, self._report_at)
 
     # Giving back
 
     def _be_troubled(self, error: OperatorError, now: float) -> None:
         """Something is wrong: give back what is ours, and try again later."""
         self._trouble.begin(error, now)
+        self._give_up(str(error), now, self._trouble.ends)
+
+    def _give_up(self, reason: str, now: float, until: float | None) -> None:
+        self._sweeper.end(reason)
+        self._goal.fall_short(reason, now, until)
         self._changed = True
-        self._sweeper.end(str(error))
-        self._goal.fall_short(str(error), now, self._trouble.ends)
 
     def _release(self) -> None:
         """Give back what is not to be kept. No report is under way."""
@@ -329,11 +329,12 @@ class BlockManager:
         self._sweeper.look(now)
         if self._sweeper.run is not None:
             self._taker.sweep(self._sweeper.run)
-            self._report(now)
-            return self._sweeper.is_ending
-        if self._goal.total > len(self._book) and self._taker.toward(self._goal, now):
-            self._report(now)
-        return False
+        elif not self._is_short or not self._taker.toward(self._goal, now):
+            return False
+        self._update_book()
+        self._report(now)
+        # An answer to a report is what goes on from here; without one nothing would.
+        return not self._book.is_waiting
 
     # Goals
 
@@ -355,11 +356,11 @@ class BlockManager:
             return False
         if self._goal.short_reason is not None or self._trouble.reason is not None:
             return True
-        return self._held == self._goal.total == len(self._book)
+        return self._book.count(Standing.HELD) == self._goal.total == len(self._book)
 
     @property
-    def _held(self) -> int:
-        return self._book.count(Standing.HELD)
+    def _is_short(self) -> bool:
+        return self._goal.total > len(self._book)
 
     def _answer_goal(self, now: float) -> None:
         if not self._goal.is_answered and self._is_settled:
@@ -367,7 +368,6 @@ class BlockManager:
             self.send_status(now, self._goal.request_id)
 
     def _status(self, now: float) -> BlocksStatus:
-        short = self._goal.short_reason if self._held < self._goal.total else None
         return BlocksStatus(
             nodes=node_blocks(self._kernel, self._book),
             goal_bytes=self._goal.total * BLOCK_BYTES,
@@ -377,7 +377,7 @@ class BlockManager:
             pressure=self._guard.pressure.is_on(now),
             counters=BlockCounters(**vars(self._counts)),
             refusing=self._trouble.reason,
-            short_reason=short,
+            short_reason=self._goal.short_reason if self._is_short else None,
         )
 
     # Sweeps

@@ -89,6 +89,10 @@ class Pool:
             raise
         found = self._find(node, gained)
         if len(found) < gained:
+            # Memory may have been plugged, or come online, since the map was made.
+            self._map = None
+            found += self._find(node, gained - len(found))
+        if len(found) < gained:
             self._drop_unfound()
         self._tidy()
         return sorted(pfn for pfn in found if pfn in self.blocks)
@@ -209,7 +213,11 @@ class Pool:
         return found
 
     def _drop_unfound(self) -> None:
-        """Give back pages that could not be found: what is not known cannot be reported."""
+        """Give back pages that could not be found: what is not known cannot be reported.
+
+        Raises:
+            OperatorError: If others went instead; then all have gone.
+        """
         per_node = self.per_node()
         missing = {
             node: pool.total - per_node.get(node, 0)
@@ -219,13 +227,12 @@ class Pool:
         if not missing:
             return
         log.warning("%d huge pages were not found, and go back", sum(missing.values()))
-        self._map = None
         self._reserve(len(self.blocks))
         for node, count in missing.items():
             self._kernel.resize_pool(node, self._total(node) - count)
-        self.forget_vanished(missing)
-        if not self.is_whole():
+        if not self.look_again():
             self._abandon()
+            raise OperatorError("huge pages are not where this guest says that it has memory")
 
 
 def _foreign(pages: int) -> OperatorError:

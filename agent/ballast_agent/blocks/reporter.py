@@ -53,6 +53,8 @@ class Reporter:
         """
         self.book = Book()
         self.session: int | None = None
+        self._is_suspended = False
+        self._later: list[tuple[BlockMessage, int]] = []
         self._send = send
         self._id = first_id
 
@@ -65,8 +67,12 @@ class Reporter:
         """The newest hello was welcomed: tell what is held."""
         self.book.trust()
         self.session = session
+        later, self._later = self._later, []
+        self._is_suspended = False
         if session is None:
             return
+        for message, request_id in later:
+            self._send(message, request_id)
         parts = self.book.holdings()
         requests = [(self._next_id(), part) for part in parts]
         for request_id, part in requests:
@@ -77,11 +83,14 @@ class Reporter:
     def suspend(self) -> None:
         """A new hello is on its way: nothing that comes before its welcome counts."""
         self.session = None
+        self._is_suspended = True
         self.book.lose_sight()
 
     def end(self, now: float) -> None:
         """The connection is gone."""
         self.session = None
+        self._is_suspended = False
+        self._later.clear()
         self.book.connection_ended(now)
 
     def report(self, purpose: Purpose, is_isolated: Checks) -> int:
@@ -103,9 +112,11 @@ class Reporter:
         return sent
 
     def tell(self, message: BlockMessage, request_id: int = 0) -> None:
-        """Send a message, if there is a session to send it in."""
+        """Send a message now, or when the session that a hello has asked for begins."""
         if self.session is not None:
             self._send(message, request_id)
+        elif self._is_suspended and request_id:
+            self._later.append((message, request_id))
 
     def acknowledged(self, ack: BlocksAck, request_id: int) -> Flight | None:
         """Take an acknowledgement; return the report, None if it is none of this session."""

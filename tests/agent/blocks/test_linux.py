@@ -84,6 +84,7 @@ def test_memory_is_on_the_nodes_that_its_blocks_are_on(machine: Machine) -> None
         MemorySpan(0x100, 0x40000, 0),
         MemorySpan(0x40000, 0x7FFDC, 1),
         MemorySpan(0x100000, 0x140000, 1),
+        MemorySpan(0x140000, 0x180000, 1),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ballast_agent.blocks.options import BlockOptions
+from ballast_protocol.guest import HelloRequest
 from ballast_protocol.guest_blocks import (
     ANY_NODE,
     BLOCK_BYTES,
@@ -215,6 +216,24 @@ def test_a_sweep_ends_however_busily_the_guest_frees_and_takes(world: World) -> 
     assert_books_agree(world)
 
 
+@pytest.mark.parametrize("seen_each_time", [100, 0])
+def test_a_sweep_ends_also_where_memory_is_not_where_it_was(seen_each_time: int) -> None:
+    """Pages that are not found at once are looked for again, and given back if they are nowhere."""
+    kernel = FakeKernel.of(100, 200)
+    kernel.unseen, kernel.seen_each_time = 50, seen_each_time
+    world = World(kernel)
+    world.run()
+    request_id = world.say(Sweep())
+    world.run(30.0)
+    done = world.answer(request_id)
+    assert isinstance(done, SweepDone)
+    found = 300 if seen_each_time else 250
+    assert done.reported_bytes <= found * BLOCK_BYTES
+    assert done.reported_bytes == (300 - RESERVE // 2) * BLOCK_BYTES or not seen_each_time
+    assert world.isolated == set()
+    assert_books_agree(world)
+
+
 def test_sweeps_without_being_asked(world: World) -> None:
     world.say(SetSweeps(every_seconds=60.0))
     world.run(59.0)
@@ -235,6 +254,15 @@ def test_sweeps_without_being_asked(world: World) -> None:
     world.kernel.free(1)
     world.run(30.0)
     assert world.last_status().counters.sweeps == before + 1
+
+
+def test_a_sweep_that_ends_while_the_session_begins_anew_is_answered() -> None:
+    world = World(FakeKernel.of(400), BlockOptions(enabled=False))
+    world.run()
+    world.say(HelloRequest())
+    request_id = world.say(Sweep())
+    world.run()
+    assert isinstance(world.answer(request_id), SweepDone)
 
 
 def test_nodes_have_goals_of_their_own() -> None:
