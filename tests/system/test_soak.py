@@ -39,4 +39,5 @@ def test_a_storm_loses_nothing(tmp_path: Path) -> None:
     found = soak(tmp_path / "report.json", "--minutes", "0.5")
     assert found["ok"] is True
     assert found["checks"] > 0
+    assert found["agent_kills"] > 0
     assert (found["ledger_mismatches"], found["bytes_wrong"], found["oom_kills"]) == (0, 0, 0)

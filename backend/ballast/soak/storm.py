@@ -138,7 +138,7 @@ class Storm:
                     ("sweep", self._sweep, 6.0),
                     ("churn", lambda: self._in_guest(CHURN), 1.0),
                     ("compaction", lambda: self._in_guest(COMPACT), 5.0),
-                    ("agent-kill", self._kill_agent, 15.0),
+                    ("agent-kill", self._kill_agent, 8.0),
                 )
             ]
             yield
