@@ -42,6 +42,7 @@ check: $(STAMP)  ## Format, lint, types and import rules
 
 docs: $(STAMP)  ## Write the references that come from the code
 	$(BIN)/python -m ballast.qmp.reference docs/qmp.md
+	$(BIN)/python -m ballast.daemon.recipes.reference docs/recipes.md
 
 test: $(STAMP)  ## All tests, real QEMU and real guests included
 	$(BIN)/ballast image build

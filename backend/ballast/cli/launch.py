@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ballast.cli.common import QemuPath, TransportName, Variant, size_argument
+from ballast.cli.recipes import RecipeFormat, RecipeOutput, ServiceUser, check_options, show
 from ballast.daemon.config import VmConfig
 from ballast.daemon.launch import LaunchPlan
 from ballast.daemon.launch import launch as launch_vm
 from ballast.daemon.paths import check_name
+from ballast.daemon.recipes.containers import GUEST
+from ballast.daemon.recipes.formats import ELSEWHERE
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import build_guest
 from ballast_images.progress import ConsoleReporter
-from ballast_images.qemu import find_qemu
+from ballast_images.qemu import BINARY, find_qemu
 from ballast_protocol.errors import OperatorError
 
 
@@ -47,8 +51,11 @@ def launch(
         str, typer.Option(help="kvm, tcg, or auto: kvm if it is proved to work here.")
     ] = "auto",
     print_command: Annotated[
-        bool, typer.Option("--print-command", help="Print the commands to paste, and run nothing.")
+        bool, typer.Option("--print-command", help="Print how to run it, and run nothing.")
     ] = False,
+    form: RecipeFormat = None,
+    output: RecipeOutput = None,
+    user: ServiceUser = None,
 ) -> None:
     """Run QEMU with a Ballast balloon in the foreground.
 
@@ -57,27 +64,47 @@ def launch(
     -nographic`. Leave -m, -machine and the memory backend to Ballast: the guest's memory
     has to be shared. From another terminal: `ballast set web 1G --wait`.
     """
-    reporter = ConsoleReporter()
+    check_options(print_command=print_command, form=form, output=output, user=user)
+    config = VmConfig(
+        name=check_name(vm),
+        target=target,
+        deflate_on_oom=deflate_on_oom,
+        transport=transport,
+        variant=variant,
+    )
     arguments = tuple(qemu_arguments or ())
+    if print_command and form in ELSEWHERE:
+        accel = "kvm" if accel == "auto" else accel
+        program = qemu or Path(BINARY)
+        image = None if arguments else GUEST
+        plan = LaunchPlan(config, program, memory, cpus, accel, image, arguments)
+    else:
+        plan = _plan_here(config, qemu, memory, cpus, accel, arguments)
+    if print_command:
+        show(plan, form or "shell", output=output, user=user)
+        return
+    status = asyncio.run(launch_vm(plan))
+    if status != 0:
+        raise OperatorError(f"QEMU ended with status {status}")
+
+
+def _plan_here(
+    config: VmConfig,
+    qemu: Path | None,
+    memory_bytes: int,
+    cpus: int,
+    accel: str,
+    arguments: tuple[str, ...],
+) -> LaunchPlan:
+    """Return a plan with what this machine has, or can be given."""
+    reporter = ConsoleReporter()
     found = find_qemu(qemu, reporter=reporter)
-    plan = LaunchPlan(
-        config=VmConfig(
-            name=check_name(vm),
-            target=target,
-            deflate_on_oom=deflate_on_oom,
-            transport=transport,
-            variant=variant,
-        ),
+    return LaunchPlan(
+        config=config,
         qemu=found.command,
-        memory_bytes=memory,
+        memory_bytes=memory_bytes,
         cpus=cpus,
         accelerator=accelerator(found).name if accel == "auto" else accel,
         image=None if arguments else build_guest(reporter=reporter),
         arguments=arguments,
     )
-    if print_command:
-        typer.echo(plan.as_shell())
-        return
-    status = asyncio.run(launch_vm(plan))
-    if status != 0:
-        raise OperatorError(f"QEMU ended with status {status}")

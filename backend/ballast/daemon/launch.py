@@ -48,9 +48,13 @@ class LaunchPlan:
     image: GuestImage | None
     arguments: tuple[str, ...]
 
-    def command(self) -> list[str]:
-        """Return QEMU's command line."""
-        paths = VmPaths(self.config.name)
+    def command(self, paths: VmPaths | None = None) -> list[str]:
+        """Return QEMU's command line.
+
+        Args:
+            paths: The VM's files where it is not this user who runs it.
+        """
+        paths = paths or VmPaths(self.config.name)
         console = ("-nographic", "-nodefaults", "-serial", "mon:stdio")
         return [
             str(self.qemu),
@@ -62,35 +66,23 @@ class LaunchPlan:
             ),
             *("-device", "virtio-serial-pci"),
             *agent_arguments(paths.agent),
-            *_monitor(paths.qemu_qmp),
-            *_monitor(paths.monitor),
+            *monitor_arguments(paths.qemu_qmp),
+            *monitor_arguments(paths.monitor),
             *((*console, *boot_arguments(self.image)) if self.image else ()),
             *self.arguments,
         ]
 
     def own_arguments(self) -> tuple[str, ...]:
         """Return what QEMU is told only when it is this process that runs it."""
-        control = _monitor(VmPaths(self.config.name).control)
+        control = monitor_arguments(VmPaths(self.config.name).control)
         return (
             *("-run-with", "exit-with-parent=on"),
             *(control if self.config.transport == "vfio-user" else ()),
         )
 
-    def as_shell(self) -> str:
-        """Return the two commands that do the same, to be pasted into two shells."""
-        monitor = str(VmPaths(self.config.name).monitor)
-        serve = ["ballast", "serve", self.config.name, "--qemu-qmp", monitor]
-        if self.config.target:
-            serve += ["--target", str(self.config.target)]
-        if self.config.deflate_on_oom:
-            serve.append("--deflate-on-oom")
-        if self.config.transport == "vfio-user":
-            serve += ["--transport", "vfio-user", "--variant", self.config.variant]
-        return f"{shlex.join(serve)}\n{shell_lines(self.command())}"
 
-
-def _monitor(path: Path) -> tuple[str, str]:
-    """Return QEMU's arguments for a QMP monitor at a path."""
+def monitor_arguments(path: Path) -> tuple[str, str]:
+    """Return QEMU's arguments for a QMP monitor at a path, which waits for no client."""
     return "-qmp", f"unix:{str(path).replace(',', ',,')},server=on,wait=off"
 
 

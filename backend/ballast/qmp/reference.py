@@ -43,11 +43,20 @@ def insert(page: str) -> str:
     Raises:
         OperatorError: The page has no marks.
     """
+    return between_marks(page, render())
+
+
+def between_marks(page: str, text: str) -> str:
+    """Return a page with a text in the place of what stands between its marks.
+
+    Raises:
+        OperatorError: The page has no marks.
+    """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise OperatorError(f"the page lacks {BEGIN!r} or {END!r}")
-    return f"{before}{BEGIN}\n\n{render()}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 def _command(name: str, declaration: Declaration) -> Iterator[str]:

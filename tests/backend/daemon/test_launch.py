@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import signal
 from pathlib import Path
 
@@ -48,15 +47,6 @@ def test_the_command_line_has_all_that_the_balloon_needs(tmp_path: Path, root: P
     assert f"path={root}/vm/vhost-user.sock" in text
     assert f"unix:{root}/vm/qemu-qmp.sock,server=on,wait=off" in text
     assert "org.ballast.agent.0" in text
-
-
-def test_the_same_for_two_shells(tmp_path: Path, root: Path) -> None:
-    text = plan(tmp_path, "", target="512M", deflate_on_oom=True).as_shell()
-    serve, _, qemu = text.partition("\n")
-    monitor = f"--qemu-qmp {root}/vm/monitor.sock"
-    assert serve == f"ballast serve vm {monitor} --target 536870912 --deflate-on-oom"
-    words = shlex.split(qemu.replace("\\\n", " "))
-    assert words == plan(tmp_path, "", target="512M").command()
 
 
 def test_each_option_has_its_line() -> None:
