@@ -15,11 +15,8 @@ from pathlib import Path
 import pytest
 
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.vfio_user.message import (
-    Command,
-    PciIrq,
-    pack_message,
-)
+from ballast_protocol.vfio_user.codes import Command, PciIrq
+from ballast_protocol.vfio_user.message import pack_message
 from ballast_protocol.virtio.balloon import BalloonQueue
 from support.driver import PAGE_SIZE, RamBlock
 from support.fds import none_left_open, open_fds

@@ -14,15 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.vfio_user.message import (
-    Command,
-    DeviceInfo,
-    Header,
-    HeaderFlag,
-    PciIrq,
-    PciRegion,
-    pack_message,
-)
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag, PciIrq, PciRegion
+from ballast_protocol.vfio_user.message import DeviceInfo, Header, pack_message
 from ballast_protocol.virtio.balloon import BalloonQueue
 from ballast_protocol.virtio.pci.structures import StructureType
 from support import vfio_link

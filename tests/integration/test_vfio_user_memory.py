@@ -13,7 +13,8 @@ import pytest
 from ballast.transport.base import NO_SHARED_MEMORY
 from ballast.transport.vfio_user import queues
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.vfio_user.message import Command, DmaAccess, DmaMapFlag, Header
+from ballast_protocol.vfio_user.codes import Command, DmaMapFlag
+from ballast_protocol.vfio_user.message import DmaAccess, Header
 from ballast_protocol.virtio.balloon import BalloonQueue
 from ballast_protocol.virtio.pci.structures import DeviceStatus, StructureType
 from support.backend import until

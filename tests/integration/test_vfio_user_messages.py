@@ -12,9 +12,9 @@ from ballast.memory.map import Piece
 from ballast.memory.reclaim import discard
 from ballast.transport.vfio_user.memory import DmaMemory
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.vfio_user.message import Command as Message
+from ballast_protocol.vfio_user.codes import Command as Message
+from ballast_protocol.vfio_user.codes import HeaderFlag
 from ballast_protocol.vfio_user.message import Header as MessageHeader
-from ballast_protocol.vfio_user.message import HeaderFlag
 from ballast_protocol.virtio.balloon import BalloonQueue
 from ballast_protocol.virtio.pci.structures import StructureType
 from support.backend import until

@@ -15,7 +15,8 @@ import pytest
 from ballast.balloon.device import BalloonDevice
 from ballast.transport.vfio_user import refusal
 from ballast.transport.vfio_user.server import MAX_REFUSALS, VfioUserServer
-from ballast_protocol.vfio_user.message import Command, Header, HeaderFlag
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag
+from ballast_protocol.vfio_user.message import Header
 from support.backend import Listener, until
 from support.fds import memory_file, none_left_open
 

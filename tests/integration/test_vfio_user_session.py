@@ -9,7 +9,7 @@ import pytest
 
 from ballast.balloon.device import DEFAULT_FEATURES
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.vfio_user.message import PciIrq, PciRegion
+from ballast_protocol.vfio_user.codes import PciIrq, PciRegion
 from ballast_protocol.virtio.balloon import BalloonConfig, BalloonFeature, BalloonQueue
 from ballast_protocol.virtio.features import VirtioFeature
 from ballast_protocol.virtio.pci.config_space import (

@@ -12,16 +12,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ballast_protocol.vfio_user import events
+from ballast_protocol.vfio_user.codes import DmaMapFlag, IrqFlag, PciIrq, RegionFlag
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.device import Area, Device, Irq, Region, SparseMmap
 from ballast_protocol.vfio_user.events import Completion, Request
-from ballast_protocol.vfio_user.message import (
-    MAX_FDS,
-    DmaMapFlag,
-    IrqFlag,
-    PciIrq,
-    RegionFlag,
-)
+from ballast_protocol.vfio_user.message import MAX_FDS
 from support.driver import GuestRam, RamBlock
 from support.link import ready
 from support.vfio_client import Range, VfioClient

@@ -23,23 +23,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ballast_protocol.vfio_user.message import (
-    CapabilityHead,
+from ballast_protocol.vfio_user.codes import (
     Command,
     DeviceFlag,
-    DeviceInfo,
     DmaMapFlag,
-    DmaMapping,
     DmaUnmapFlag,
-    DmaUnmapping,
     IrqFlag,
-    IrqInfo,
-    IrqSet,
     IrqSetFlag,
     PciIrq,
     PciRegion,
-    RegionAccess,
     RegionFlag,
+)
+from ballast_protocol.vfio_user.message import (
+    CapabilityHead,
+    DeviceInfo,
+    DmaMapping,
+    DmaUnmapping,
+    IrqInfo,
+    IrqSet,
+    RegionAccess,
     RegionInfo,
 )
 from support.driver import GuestRam

@@ -15,13 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ballast_protocol.errors import InternalError
-from ballast_protocol.vfio_user.message import (
-    Command,
-    DmaAccess,
-    Header,
-    HeaderFlag,
-    pack_message,
-)
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag
+from ballast_protocol.vfio_user.message import DmaAccess, Header, pack_message
 from support.driver import GuestRam
 from support.link import PATIENCE_SECONDS, FrontendError, read_exactly, ready, send_all
 

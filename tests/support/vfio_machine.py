@@ -13,14 +13,9 @@ from ballast.memory.reclaim import Discard, discard
 from ballast.transport.vfio_user.server import VfioUserServer
 from ballast.transport.vfio_user.session import Session
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.vfio_user.message import Command as Message
-from ballast_protocol.vfio_user.message import (
-    HeaderFlag,
-    PciIrq,
-    PciRegion,
-    RegionAccess,
-    pack_message,
-)
+from ballast_protocol.vfio_user.codes import Command as Message
+from ballast_protocol.vfio_user.codes import HeaderFlag, PciIrq, PciRegion
+from ballast_protocol.vfio_user.message import RegionAccess, pack_message
 from ballast_protocol.virtio.balloon import (
     BalloonConfig,
     BalloonFeature,

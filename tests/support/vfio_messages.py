@@ -5,28 +5,30 @@ from __future__ import annotations
 import errno
 
 from ballast_protocol.vfio_user import events
+from ballast_protocol.vfio_user.codes import (
+    Command,
+    DmaMapFlag,
+    DmaUnmapFlag,
+    FeatureFlag,
+    HeaderFlag,
+    IrqFlag,
+    IrqSetFlag,
+    RegionFlag,
+)
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.device import Area, Device, IoEventFd, Irq, Region, SparseMmap
 from ballast_protocol.vfio_user.events import Event, IrqAction, Request
 from ballast_protocol.vfio_user.message import (
-    Command,
     DeviceInfo,
     DmaAccess,
-    DmaMapFlag,
     DmaMapping,
-    DmaUnmapFlag,
     DmaUnmapping,
-    FeatureFlag,
     FeatureHead,
     Header,
-    HeaderFlag,
-    IrqFlag,
     IrqInfo,
     IrqSet,
-    IrqSetFlag,
     MigrationData,
     RegionAccess,
-    RegionFlag,
     RegionInfo,
     RegionIoFds,
     WriteCount,

@@ -6,9 +6,9 @@ import errno
 
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.capabilities import EffectiveCapabilities
+from ballast_protocol.vfio_user.codes import DeviceFlag, RegionFlag
 from ballast_protocol.vfio_user.device import Device
 from ballast_protocol.vfio_user.events import Event, RefusalError
-from ballast_protocol.vfio_user.message import DeviceFlag, RegionFlag
 
 
 def check_event(event: Event, device: Device, limits: EffectiveCapabilities) -> None:

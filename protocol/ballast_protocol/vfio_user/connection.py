@@ -32,18 +32,15 @@ from ballast_protocol.vfio_user.capabilities import (
     Capabilities,
     EffectiveCapabilities,
 )
+from ballast_protocol.vfio_user.codes import Command, DmaMapFlag, HeaderFlag, name_of
 from ballast_protocol.vfio_user.device import Description, Device
 from ballast_protocol.vfio_user.dma import DmaLayout, DmaRange, OutgoingCommand
 from ballast_protocol.vfio_user.events import Completion, Event, RefusalError, Request
 from ballast_protocol.vfio_user.message import (
     MAX_VERSION_SIZE,
-    Command,
-    DmaMapFlag,
     Header,
-    HeaderFlag,
     RegionAccess,
     VersionHead,
-    name_of,
     pack_message,
 )
 from ballast_protocol.vfio_user.rules import MAX_CONTROL_SIZE, RULES, UNKNOWN, Reply, decode

@@ -17,16 +17,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ballast_protocol.errors import InternalError
+from ballast_protocol.vfio_user.codes import DeviceFlag, IrqFlag, RegionCapabilityId, RegionFlag
 from ballast_protocol.vfio_user.events import IrqAction, RefusalError
 from ballast_protocol.vfio_user.message import (
     MAX_VECTORS,
     CapabilityHead,
-    DeviceFlag,
     DeviceInfo,
-    IrqFlag,
     IrqInfo,
-    RegionCapabilityId,
-    RegionFlag,
     RegionInfo,
     RegionIoFds,
 )

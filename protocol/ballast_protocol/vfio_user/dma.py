@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ballast_protocol.errors import AddressError, InternalError, MalformedError
+from ballast_protocol.vfio_user.codes import Command, DmaMapFlag, HeaderFlag, name_of
 from ballast_protocol.vfio_user.events import (
     Completion,
     DmaFailed,
@@ -22,15 +23,7 @@ from ballast_protocol.vfio_user.events import (
     DmaWriteDone,
     RefusalError,
 )
-from ballast_protocol.vfio_user.message import (
-    Command,
-    DmaAccess,
-    DmaMapFlag,
-    Header,
-    HeaderFlag,
-    name_of,
-    pack_message,
-)
+from ballast_protocol.vfio_user.message import DmaAccess, Header, pack_message
 
 MAX_COMMANDS = 32
 """Commands of ours that may wait for their replies at the same time."""

@@ -16,7 +16,7 @@ from itertools import compress
 
 from ballast_protocol.errors import PeerError
 from ballast_protocol.vfio_user.capabilities import Capabilities
-from ballast_protocol.vfio_user.message import DmaMapFlag
+from ballast_protocol.vfio_user.codes import DmaMapFlag
 
 
 class IrqAction(Enum):

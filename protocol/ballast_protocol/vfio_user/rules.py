@@ -14,6 +14,13 @@ from enum import Enum
 
 from ballast_protocol.errors import MalformedError
 from ballast_protocol.vfio_user import events
+from ballast_protocol.vfio_user.codes import (
+    Command,
+    DmaMapFlag,
+    DmaUnmapFlag,
+    FeatureFlag,
+    IrqSetFlag,
+)
 from ballast_protocol.vfio_user.events import Event, IrqAction, RefusalError
 from ballast_protocol.vfio_user.message import (
     DIRTY_BITMAP_SIZE,
@@ -21,19 +28,14 @@ from ballast_protocol.vfio_user.message import (
     MAX_VECTORS,
     MAX_WRITES,
     MULTI_DATA_SIZE,
-    Command,
     DeviceInfo,
     DirtyPages,
     DmaAccess,
-    DmaMapFlag,
     DmaMapping,
-    DmaUnmapFlag,
     DmaUnmapping,
-    FeatureFlag,
     FeatureHead,
     IrqInfo,
     IrqSet,
-    IrqSetFlag,
     MigrationData,
     RegionAccess,
     RegionInfo,

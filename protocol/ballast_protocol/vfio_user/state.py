@@ -7,8 +7,9 @@ from typing import Any
 
 from ballast_protocol.errors import InternalError
 from ballast_protocol.vfio_user.capabilities import EffectiveCapabilities
+from ballast_protocol.vfio_user.codes import Command, DmaMapFlag
 from ballast_protocol.vfio_user.dma import DmaCommands, DmaLayout, DmaMaps
-from ballast_protocol.vfio_user.message import Command, DmaAccess, DmaMapFlag
+from ballast_protocol.vfio_user.message import DmaAccess
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,10 @@ import pytest
 from ballast_protocol.errors import InternalError, MalformedError, PeerError, TruncatedError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.capabilities import Capabilities, EffectiveCapabilities
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag
 from ballast_protocol.vfio_user.connection import MAX_PENDING, ServerConnection
 from ballast_protocol.vfio_user.events import Event
-from ballast_protocol.vfio_user.message import (
-    Command,
-    Header,
-    HeaderFlag,
-)
+from ballast_protocol.vfio_user.message import Header
 from support.vfio_messages import (
     DEVICE,
     REFUSED,

@@ -8,10 +8,11 @@ import pytest
 
 from ballast_protocol.errors import AddressError, InternalError, MalformedError, PeerError
 from ballast_protocol.vfio_user.capabilities import Capabilities
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.dma import MAX_COMMANDS, DmaLayout
 from ballast_protocol.vfio_user.events import DmaFailed, DmaReadDone, DmaWriteDone
-from ballast_protocol.vfio_user.message import Command, DmaAccess, Header, HeaderFlag
+from ballast_protocol.vfio_user.message import DmaAccess, Header
 from support.vfio_messages import DEVICE, dma_map, dma_unmap, feed, hello, negotiated, receive
 
 REPLY, ERROR = int(HeaderFlag.REPLY), int(HeaderFlag.ERROR)

@@ -8,18 +8,10 @@ import pytest
 
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.capabilities import Capabilities
+from ballast_protocol.vfio_user.codes import Command, DeviceFlag, IrqFlag, RegionFlag
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.device import Device, Irq, Region
-from ballast_protocol.vfio_user.message import (
-    MAX_WRITES,
-    Command,
-    DeviceFlag,
-    DeviceInfo,
-    IrqFlag,
-    RegionFlag,
-    RegionIoFds,
-    WriteCount,
-)
+from ballast_protocol.vfio_user.message import MAX_WRITES, DeviceInfo, RegionIoFds, WriteCount
 from support.vfio_messages import (
     DEVICE,
     ERR,

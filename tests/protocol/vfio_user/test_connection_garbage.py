@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ballast_protocol.errors import PeerError
+from ballast_protocol.vfio_user.codes import HeaderFlag
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.events import Request
-from ballast_protocol.vfio_user.message import Header, HeaderFlag
+from ballast_protocol.vfio_user.message import Header
 from support.vfio_messages import DEVICE, REFUSED, SERVED, dma_map, finish, hello, negotiated
 
 GOOD = [*[(row[0], row[1], row[2]) for row in SERVED], *[(row[0], row[1], 0) for row in REFUSED]]

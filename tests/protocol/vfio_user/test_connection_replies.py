@@ -8,14 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from ballast_protocol.errors import InternalError
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.events import Request
-from ballast_protocol.vfio_user.message import (
-    Command,
-    DeviceInfo,
-    HeaderFlag,
-    RegionIoFds,
-)
+from ballast_protocol.vfio_user.message import DeviceInfo, RegionIoFds
 from support.vfio_messages import (
     DEVICE,
     MSIX,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ballast_protocol.errors import InternalError
+from ballast_protocol.vfio_user.codes import RegionFlag
 from ballast_protocol.vfio_user.device import (
     MAX_IRQ_TYPES,
     MAX_REGIONS,
@@ -18,7 +19,7 @@ from ballast_protocol.vfio_user.device import (
     RegionType,
     SparseMmap,
 )
-from ballast_protocol.vfio_user.message import CapabilityHead, RegionFlag, RegionInfo
+from ballast_protocol.vfio_user.message import CapabilityHead, RegionInfo
 
 MAPPED = RegionFlag.READ | RegionFlag.MMAP
 

@@ -7,34 +7,36 @@ import sys
 import pytest
 
 from ballast_protocol.errors import TruncatedError
-from ballast_protocol.vfio_user.message import (
-    CapabilityHead,
+from ballast_protocol.vfio_user.codes import (
     Command,
     DeviceFlag,
-    DeviceInfo,
-    DmaAccess,
     DmaMapFlag,
-    DmaMapping,
     DmaUnmapFlag,
-    DmaUnmapping,
     FeatureFlag,
-    FeatureHead,
-    Header,
     HeaderFlag,
     IrqFlag,
-    IrqInfo,
-    IrqSet,
     IrqSetFlag,
-    MigrationData,
     PciIrq,
     PciRegion,
-    RegionAccess,
     RegionFlag,
+    name_of,
+)
+from ballast_protocol.vfio_user.message import (
+    CapabilityHead,
+    DeviceInfo,
+    DmaAccess,
+    DmaMapping,
+    DmaUnmapping,
+    FeatureHead,
+    Header,
+    IrqInfo,
+    IrqSet,
+    MigrationData,
+    RegionAccess,
     RegionInfo,
     RegionIoFds,
     VersionHead,
     WriteCount,
-    name_of,
     pack_message,
 )
 from ballast_protocol.wire import Wire

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ballast_protocol.errors import PeerError
+from ballast_protocol.vfio_user.codes import Command
 from ballast_protocol.vfio_user.events import RefusalError
-from ballast_protocol.vfio_user.message import MAX_FDS, Command
+from ballast_protocol.vfio_user.message import MAX_FDS
 from ballast_protocol.vfio_user.rules import MAX_CONTROL_SIZE, RULES, UNKNOWN, Reply, decode
 from support.vfio_messages import REFUSED, SERVED
 

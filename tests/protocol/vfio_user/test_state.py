@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from ballast_protocol.errors import BallastError, InternalError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.capabilities import Capabilities
+from ballast_protocol.vfio_user.codes import Command, HeaderFlag
 from ballast_protocol.vfio_user.connection import ServerConnection
-from ballast_protocol.vfio_user.message import Command, DmaAccess, HeaderFlag
+from ballast_protocol.vfio_user.message import DmaAccess
 from ballast_protocol.vfio_user.state import ConnectionState
 from support.vfio_messages import (
     DEVICE,

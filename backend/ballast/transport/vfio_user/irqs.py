@@ -10,7 +10,7 @@ from ballast.streams.fds import FdSet
 from ballast.transport.kept import KeptFds
 from ballast.virtio_pci.effects import Interrupt, Vector
 from ballast_protocol.vfio_user import events
-from ballast_protocol.vfio_user.message import PciIrq
+from ballast_protocol.vfio_user.codes import PciIrq
 
 _UNMASK = "irq.unmask"
 

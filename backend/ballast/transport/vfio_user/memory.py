@@ -10,8 +10,8 @@ from ballast.memory.map import MemoryMap, Region, RegionLayout
 from ballast.streams.fds import FdSet
 from ballast.transport.kept import KeptFds
 from ballast_protocol.errors import PeerError, StateError
+from ballast_protocol.vfio_user.codes import DmaMapFlag
 from ballast_protocol.vfio_user.events import DmaMap
-from ballast_protocol.vfio_user.message import DmaMapFlag
 
 _READ_WRITE = DmaMapFlag.READ | DmaMapFlag.WRITE
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ballast.balloon.device import BalloonDevice
 from ballast.virtio_pci.layout import CONFIG_REGION, STRUCTURE_BAR, Layout
+from ballast_protocol.vfio_user.codes import DeviceFlag, IrqFlag, PciIrq, RegionFlag
 from ballast_protocol.vfio_user.device import Area, Device, Irq, Region, SparseMmap
-from ballast_protocol.vfio_user.message import DeviceFlag, IrqFlag, PciIrq, RegionFlag
 from ballast_protocol.virtio.balloon import DEVICE_ID, BalloonConfig, BalloonQueue
 
 QUEUE_SIZE = 128

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from ballast.streams.fds import FdSet
 from ballast.streams.unix import MessageSocket
 from ballast_protocol.errors import PeerError
-from ballast_protocol.vfio_user.message import Header, HeaderFlag
+from ballast_protocol.vfio_user.codes import HeaderFlag
+from ballast_protocol.vfio_user.message import Header
 
 PATIENCE_SECONDS = 5.0
 """How long a client may take to ask and to leave."""

@@ -36,8 +36,9 @@ from ballast.transport.vfio_user.saved import RECORD, SavedSession
 from ballast.virtio_pci.layout import Variant
 from ballast_protocol.errors import InternalError, PeerError, StateError
 from ballast_protocol.vfio_user import events
+from ballast_protocol.vfio_user.codes import name_of
 from ballast_protocol.vfio_user.connection import ServerConnection
-from ballast_protocol.vfio_user.message import message_bytes, name_of
+from ballast_protocol.vfio_user.message import message_bytes
 from ballast_protocol.vfio_user.state import ConnectionState
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from ballast.transport.kept import KeptFds
 from ballast.transport.vfio_user.irqs import Irqs, SavedIrqs
 from ballast.virtio_pci.effects import Intx, Vector
 from ballast_protocol.errors import MalformedError, StateError
+from ballast_protocol.vfio_user.codes import PciIrq
 from ballast_protocol.vfio_user.events import ActOnIrqs, IrqAction, SetIrqEventfds
-from ballast_protocol.vfio_user.message import PciIrq
 from support.backend import until
 from support.fds import memory_file, none_left_open
 from support.stores import processes

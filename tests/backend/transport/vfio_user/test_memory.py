@@ -10,8 +10,8 @@ from ballast.streams.fdstore import no_store
 from ballast.transport.kept import KeptFds
 from ballast.transport.vfio_user.memory import DmaMemory, SavedRegion
 from ballast_protocol.errors import MalformedError, StateError
+from ballast_protocol.vfio_user.codes import DmaMapFlag
 from ballast_protocol.vfio_user.events import DmaMap
-from ballast_protocol.vfio_user.message import DmaMapFlag
 from support.fds import memory_file, none_left_open
 from support.stores import processes
 

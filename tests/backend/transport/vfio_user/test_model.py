@@ -5,8 +5,8 @@ import pytest
 from ballast.balloon.device import BalloonDevice
 from ballast.transport.vfio_user.model import BalloonModel, describe
 from ballast.virtio_pci.layout import CONFIG_REGION, STRUCTURE_BAR, Variant, make_layout
+from ballast_protocol.vfio_user.codes import IrqFlag, PciIrq, RegionFlag
 from ballast_protocol.vfio_user.device import SparseMmap
-from ballast_protocol.vfio_user.message import IrqFlag, PciIrq, RegionFlag
 from ballast_protocol.virtio.features import VirtioFeature
 from support.backend import Listener
 
