@@ -12,7 +12,8 @@ from typing import Protocol
 
 from ballast.balloon.ranges import Run
 
-CHUNK_PAGES = 1 << 15
+_CHUNK_SHIFT = 15
+CHUNK_PAGES = 1 << _CHUNK_SHIFT
 """Pages in one chunk of the bitmap: 128 MiB of guest memory in 4 KiB."""
 
 CHUNK_BYTES = CHUNK_PAGES // 8
@@ -82,6 +83,8 @@ class Ledger:
 
     def add(self, first: int, count: int) -> int:
         """Enter a run of pages; return how many of them were not in the book."""
+        if count == 1:
+            return self._add_page(first)
         added = 0
         for number, start, length in _split(first, count):
             chunk = self._chunks.get(number)
@@ -94,8 +97,35 @@ class Ledger:
         self.count += added
         return added
 
+    def _add_page(self, pfn: int) -> int:
+        """As `add`, for one page: compaction and scattered memory bring nothing else."""
+        number, start = pfn >> _CHUNK_SHIFT, pfn & CHUNK_PAGES - 1
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks.make(number)
+        at, bit = start >> 3, 1 << (start & 7)
+        old = chunk[at]
+        if old & bit:
+            return 0
+        chunk[at] = old | bit
+        self.count += 1
+        return 1
+
+    def _remove_page(self, pfn: int) -> int:
+        """As `remove`, for one page."""
+        start = pfn & CHUNK_PAGES - 1
+        chunk = self._chunks.get(pfn >> _CHUNK_SHIFT)
+        at, bit = start >> 3, 1 << (start & 7)
+        if chunk is None or not chunk[at] & bit:
+            return 0
+        chunk[at] &= ~bit
+        self.count -= 1
+        return 1
+
     def remove(self, first: int, count: int) -> int:
         """Strike out a run of pages; return how many of them were in the book."""
+        if count == 1:
+            return self._remove_page(first)
         removed = 0
         for number, start, length in _split(first, count):
             chunk = self._chunks.get(number)

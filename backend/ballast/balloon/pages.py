@@ -66,20 +66,29 @@ class PageBook:
             runs: As `read` returned them, of one buffer or of several that are returned together:
                 adjacent pages of all of them go back in one piece.
         """
-        given, joined = 0, list(join(runs))
-        self._metrics.pages_inflated_twice += _pages(runs) - _pages(joined)
+        given = added = in_ram = 0
+        joined = join(runs)
         for first, count in joined:
-            for piece, run in self._ram(first, count):
-                if self.is_inhibited:
-                    self.kept.add(*run)
-                elif self.kept.count:
-                    self.kept.remove(*run)
-                added = self.ledger.add(*run)
-                self._metrics.inflate_pages += added
-                self._metrics.pages_inflated_twice += run[1] - added
-                self.on_inflate(*run)
+            for piece in self.memory.pieces(first << PFN_SHIFT, count << PFN_SHIFT):
+                pages = piece.length >> PFN_SHIFT
+                in_ram += pages
+                added += self._enter(piece.guest_address >> PFN_SHIFT, pages)
                 given += self._give_back(piece)
+        named = _pages(joined)
+        self._metrics.pages_not_ram += named - in_ram
+        self._metrics.inflate_pages += added
+        self._metrics.pages_inflated_twice += in_ram - added + _pages(runs) - named
         return given
+
+    def _enter(self, first: int, count: int) -> int:
+        """Write a run of pages of RAM into the books; return how many were not in the ledger."""
+        if self.is_inhibited:
+            self.kept.add(first, count)
+        elif self.kept.count:
+            self.kept.remove(first, count)
+        added = self.ledger.add(first, count)
+        self.on_inflate(first, count)
+        return added
 
     def deflate(self, runs: Sequence[Run]) -> None:
         """Strike the pages of deflate buffers out of the book, before the guest may use them."""
@@ -138,13 +147,6 @@ class PageBook:
             raise QueueError(f"PFN array of {chain.readable_bytes} bytes")
         return runs_of_array(chain.read(self.memory, MAX_ARRAY_BYTES))
 
-    def _ram(self, first: int, count: int) -> Iterator[tuple[Piece, Run]]:
-        """Yield the parts of a run that are RAM, and count the pages that are not."""
-        for piece, run in _pieces_of_run(self.memory, first, count):
-            count -= run[1]
-            yield piece, run
-        self._metrics.pages_not_ram += count
-
     def _give_back(self, piece: Piece) -> int:
         """Discard what of a piece is complete: all of it, or whole larger host pages."""
         if piece.region.host_page_bytes <= PAGE_SIZE:
@@ -185,12 +187,6 @@ class PageBook:
 
 def _pages(runs: Sequence[Run]) -> int:
     return sum(count for _, count in runs)
-
-
-def _pieces_of_run(memory: MemoryMap, first: int, count: int) -> Iterator[tuple[Piece, Run]]:
-    """Yield the parts of a run of pages that are RAM, each with its own run."""
-    for piece in memory.pieces(first << PFN_SHIFT, count << PFN_SHIFT):
-        yield piece, (piece.guest_address >> PFN_SHIFT, piece.length >> PFN_SHIFT)
 
 
 def _is_whole(piece: Piece) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ballast.memory import guard
 from ballast_protocol.errors import AddressError, MalformedError
@@ -107,9 +108,8 @@ def _check_layout(layout: RegionLayout) -> None:
         raise MalformedError(f"memory region at {layout.guest_address:#x} is not page aligned")
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A run of bytes inside one region."""
+class Piece(NamedTuple):
+    """A run of bytes inside one region; a tuple, because one is made for each discard."""
 
     region: Region
     offset: int
@@ -138,10 +138,12 @@ class MemoryMap:
     regions: tuple[Region, ...] = ()
     sequence: int = 0
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        starts = tuple(region.layout.guest_address for region in self.regions)
-        object.__setattr__(self, "_starts", starts)
+        layouts = [region.layout for region in self.regions]
+        object.__setattr__(self, "_starts", tuple(each.guest_address for each in layouts))
+        object.__setattr__(self, "_ends", tuple(each.guest_end for each in layouts))
 
     def with_region(self, region: Region) -> MemoryMap:
         """Return the map with one more region.
@@ -174,8 +176,15 @@ class MemoryMap:
                 return MemoryMap(rest, self.sequence + 1), region
         raise MalformedError(f"no memory region of {size_bytes} bytes at {guest_address:#x}")
 
-    def pieces(self, guest_address: int, length: int) -> Iterator[Piece]:
-        """Yield the parts of a guest range that are RAM, in order; holes are left out."""
+    def pieces(self, guest_address: int, length: int) -> Iterable[Piece]:
+        """Return the parts of a guest range that are RAM, in order; holes are left out."""
+        index = bisect_right(self._starts, guest_address) - 1
+        if index >= 0 and length > 0 and guest_address + length <= self._ends[index]:
+            return (Piece(self.regions[index], guest_address - self._starts[index], length),)
+        return self._parts(guest_address, length)
+
+    def _parts(self, guest_address: int, length: int) -> Iterator[Piece]:
+        """Yield what `pieces` returns, of whatever range."""
         end = guest_address + length
         index = max(bisect_right(self._starts, guest_address) - 1, 0)
         for region in self.regions[index:]:
@@ -206,10 +215,9 @@ class MemoryMap:
     def find(self, guest_address: int) -> Region | None:
         """Return the region that holds a guest physical address."""
         index = bisect_right(self._starts, guest_address) - 1
-        if index < 0:
+        if index < 0 or guest_address >= self._ends[index]:
             return None
-        region = self.regions[index]
-        return region if guest_address < region.layout.guest_end else None
+        return self.regions[index]
 
     def guest_piece(self, guest_address: int, length: int) -> Piece:
         """Return a guest range as one piece, for structures that must be contiguous.

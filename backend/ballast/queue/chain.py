@@ -43,6 +43,8 @@ class Chain:
     @property
     def readable_bytes(self) -> int:
         """Total length of the parts that the device may read."""
+        if len(self.readable) == 1:
+            return self.readable[0].length
         return sum(buffer.length for buffer in self.readable)
 
     def read(self, memory: MemoryMap, limit: int) -> bytes:

@@ -7,7 +7,8 @@ from ballast.balloon.ledger import CHUNK_PAGES, Ledger
 from ballast.state.bitmap import SharedChunks
 
 RUN = st.tuples(
-    st.integers(min_value=0, max_value=3 * CHUNK_PAGES), st.integers(min_value=1, max_value=300)
+    st.integers(min_value=0, max_value=3 * CHUNK_PAGES) | st.integers(min_value=0, max_value=40),
+    st.just(1) | st.integers(min_value=1, max_value=300),
 )
 STEP = st.tuples(st.sampled_from(["add", "remove"]), RUN)
 

@@ -76,6 +76,20 @@ def test_any_array_is_what_its_entries_say(pfns: list[int]) -> None:
     assert runs_of_array(pack(pfns)) == merge(pfns)
 
 
+@st.composite
+def stretches(draw: st.DrawFn) -> list[int]:
+    """Draw what a guest with some free memory names: a few stretches, up or down."""
+    first = draw(st.integers(0, 90) | st.integers(TOP - 90, TOP))
+    pages = range(first, min(first + draw(st.integers(1, 12)), TOP + 1))
+    return list(pages if draw(st.booleans()) else reversed(pages))
+
+
+@given(st.lists(stretches(), max_size=12))
+def test_an_array_of_stretches_is_what_its_entries_say(parts: list[list[int]]) -> None:
+    pfns = [pfn for part in parts for pfn in part]
+    assert runs_of_array(pack(pfns)) == merge(pfns)
+
+
 @given(st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=6))
 def test_joined_runs_are_those_of_all_pages(arrays: list[list[int]]) -> None:
     runs = [run for pfns in arrays for run in merge(pfns)]
