@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PARALLEL ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor dev format check docs test test-fast image agent clean
+.PHONY: help demo doctor dev format check docs test test-fast image agent release clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +56,31 @@ image: $(STAMP)  ## Find or build QEMU and the guest
 
 agent: $(STAMP)  ## Pack the guest agent into dist/ballast-agent.pyz
 	$(BIN)/ballast image agent dist/ballast-agent.pyz
+
+# The same sources give the same files: what bears a time bears that of the last commit.
+release: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 1580601600)
+release: $(STAMP)  ## Build what is released into dist/, and try the wheel
+	rm -rf dist build
+	$(BIN)/python -m ballast.cli.manual build/man
+	$(BIN)/argparse-manpage --module ballast_agent.__main__ --function make_parser \
+		--prog ballast-agent --description 'the part of Ballast that runs in a guest' \
+		--project-name Ballast --version "$$($(BIN)/ballast --version | cut -d ' ' -f 2)" \
+		--manual-title Ballast --output build/man/ballast-agent.1
+	mkdir -p build/completion/bash build/completion/zsh build/completion/fish
+	_BALLAST_COMPLETE=source_bash $(BIN)/ballast >build/completion/bash/ballast
+	_BALLAST_COMPLETE=source_zsh $(BIN)/ballast >build/completion/zsh/_ballast
+	_BALLAST_COMPLETE=source_fish $(BIN)/ballast >build/completion/fish/ballast.fish
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/ballast image agent dist/ballast-agent.pyz
+	tar --create --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner \
+		--directory=build man completion | gzip --no-name >dist/ballast-manual-and-completion.tar.gz
+	cd dist && sha256sum * >SHA256SUMS
+	$(PYTHON) -m venv build/trial
+	build/trial/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	build/trial/bin/ballast --version
+	build/trial/bin/ballast demo --help >/dev/null
+	build/trial/bin/ballast doctor
+	$(PYTHON) dist/ballast-agent.pyz --version
 
 clean:  ## Remove what was built here; the cache of QEMU and guests stays
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -59,7 +59,7 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         if options.command == "run":
             _serve(options)
@@ -103,7 +103,8 @@ examples:
   ballast-agent install --remove"""
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return what reads the command line; its manual page is made from it."""
     parser = argparse.ArgumentParser(prog="ballast-agent", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -265,7 +266,7 @@ def _install(options: argparse.Namespace) -> None:
         for path in installer.remove():
             print(f"removed {path}")
         return
-    _parser().parse_args(["run", *options.arguments])  # what `run` refuses is refused here
+    make_parser().parse_args(["run", *options.arguments])  # what `run` refuses is refused here
     for path in installer.install(options.arguments):
         print(f"wrote {path}")
     if options.now:
