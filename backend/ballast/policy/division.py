@@ -6,7 +6,8 @@ never take the same memory twice, and a guest is not driven to and fro between t
 
 * An agent is relied on for what it was newly asked for, for as long as it makes progress. What it
   has not given when it says that it cannot, or has stood still for `PATIENCE_SECONDS`, the kernel's
-  balloon is asked for.
+  balloon is asked for. To let go and take again is progress for a few times only, and to come and
+  go is none.
 * What the agent gives later than that, the kernel's balloon may hand back. It is never asked to
   hand back on a promise.
 * When the guest may grow, the kernel's balloon hands back first; the agent only lets go of blocks
@@ -33,6 +34,10 @@ PATIENCE_SECONDS = 5.0
 
 GRACE_SECONDS = 5.0
 """How long an agent that has gone is waited for: a restart of it, of the daemon, of the guest."""
+
+
+MAX_SETBACKS = 3
+"""How often in one wait what an agent takes again after it has lost some counts as progress."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Division:
         self.is_yielding = False
         self.deadline: float | None = None
         self._view = AgentView()
+        self._mark_bytes = self._setbacks = 0
 
     @property
     def goal_bytes(self) -> int:
@@ -99,8 +105,8 @@ class Division:
     def insist(self, now: float) -> None:
         """An operator wants what is wanted already: what was yielded is asked for again."""
         self.is_yielding = False
-        if self._is_short:
-            self.deadline = now + PATIENCE_SECONDS
+        if self._is_short and self.deadline is None:
+            self._wait(PATIENCE_SECONDS, now)
 
     def see(self, view: AgentView, now: float) -> None:
         """Take what is known of the agent."""
@@ -111,11 +117,11 @@ class Division:
             return
         if view.pressure_releases > before.pressure_releases:
             self.is_yielding = True
-        if before.is_usable and not view.is_usable:
-            self.deadline = now + GRACE_SECONDS
-        elif view.is_usable and view.has_settled and not (self.is_yielding or view.is_pressed):
+        if view.is_usable and view.has_settled and not (self.is_yielding or view.is_pressed):
             self._settle_for_less()
-        elif self.deadline is None or (view.is_usable and view.held_bytes != before.held_bytes):
+        elif self.deadline is None:
+            self._wait(PATIENCE_SECONDS if view.is_usable else GRACE_SECONDS, now)
+        elif self._has_progressed():
             self.deadline = now + PATIENCE_SECONDS
 
     def resume(
@@ -132,13 +138,13 @@ class Division:
         self.wanted_bytes = wanted_bytes
         self.relied_bytes = min(relied_bytes // BLOCK_BYTES * BLOCK_BYTES, self.goal_bytes)
         self.is_yielding = is_yielding
-        self.deadline = now + GRACE_SECONDS
+        self._wait(GRACE_SECONDS, now)
 
     def reboot(self, now: float) -> None:
         """The guest has started anew: what it needed before says nothing of now."""
         self.is_yielding = False
         if self._is_short:
-            self.deadline = now + GRACE_SECONDS
+            self._wait(GRACE_SECONDS, now)
 
     def tick(self, now: float) -> None:
         """Let the time pass."""
@@ -155,6 +161,23 @@ class Division:
     def _is_short(self) -> bool:
         """Whether the agent holds less than it is relied on for."""
         return self._view.held_bytes < self.relied_bytes
+
+    def _wait(self, seconds: float, now: float) -> None:
+        """Begin to wait for the agent: progress counts from what it holds now."""
+        self.deadline = now + seconds
+        self._mark_bytes, self._setbacks = self._view.held_bytes, 0
+
+    def _has_progressed(self) -> bool:
+        """Tell whether the agent holds more than it has since the wait began."""
+        held = self._view.held_bytes
+        if held < self._mark_bytes and self._setbacks < MAX_SETBACKS:
+            # Its host may have lost the book, and be told it again, which takes a while.
+            self._mark_bytes = held
+            self._setbacks += 1
+        if not self._view.is_usable or held <= self._mark_bytes:
+            return False
+        self._mark_bytes = held
+        return True
 
     def _settle_for_less(self) -> None:
         self.relied_bytes = min(self._view.held_bytes // BLOCK_BYTES * BLOCK_BYTES, self.goal_bytes)

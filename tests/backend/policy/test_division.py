@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ballast.policy.division import (
     GRACE_SECONDS,
+    MAX_SETBACKS,
     PATIENCE_SECONDS,
     AgentView,
     Division,
@@ -90,6 +91,63 @@ def test_an_agent_that_stands_still_is_given_up_in_time_but_not_one_that_moves()
         assert story.shares == (64, 0)
     story.wait(LATER)
     assert story.shares == (64, 26)
+
+
+@pytest.mark.parametrize(
+    "antics",
+    [
+        pytest.param([{"held_bytes": 42 * MIB}, {"held_bytes": 40 * MIB}], id="takes and lets go"),
+        pytest.param([{"is_usable": False}, {"is_usable": True}], id="comes and goes"),
+        pytest.param(
+            [{"is_usable": False, "held_bytes": 0}, {"is_usable": True}, {"held_bytes": 40 * MIB}],
+            id="begins anew",
+        ),
+        pytest.param([{"has_settled": True, "is_usable": False}], id="is of no use"),
+    ],
+)
+@pytest.mark.parametrize("is_after_takeover", [False, True])
+def test_no_antics_of_an_agent_make_it_relied_on_for_ever(
+    antics: list[dict[str, object]], *, is_after_takeover: bool
+) -> None:
+    story = Story()
+    if is_after_takeover:
+        story.division.resume(64 * MIB, 64 * MIB, is_yielding=False, now=story.now)
+    else:
+        story.want(64 * MIB)
+    story.holds(40 * MIB)
+    rounds = 0
+    while story.shares == (64, 0):
+        for changes in antics:
+            story.agent(**changes)
+        story.wait(0.9 * PATIENCE_SECONDS)
+        rounds += 1
+        assert rounds <= MAX_SETBACKS + 3
+    assert story.division.kernel_bytes >= 64 * MIB - 42 * MIB
+
+
+def test_an_operator_who_insists_again_and_again_puts_nothing_off() -> None:
+    story = Story()
+    story.want(64 * MIB)
+    story.holds(40 * MIB)
+    for _ in range(3):
+        story.wait(0.4 * PATIENCE_SECONDS)
+        story.division.insist(story.now)
+    assert story.shares == (64, 24)
+
+
+def test_an_agent_that_tells_again_what_it_holds_is_not_overtaken() -> None:
+    """The device has forgotten all, and much is to be told: it takes longer than the patience."""
+    story = Story()
+    story.want(64 * MIB)
+    story.holds(64 * MIB)
+    story.agent(is_usable=False, held_bytes=0)
+    story.division.reboot(story.now)
+    story.agent(is_usable=True)
+    for held in range(4, 68, 4):
+        story.wait(0.9 * PATIENCE_SECONDS)
+        story.holds(held * MIB)
+        assert story.shares == (64, 0)
+    assert story.division.deadline is None
 
 
 def test_what_comes_late_is_handed_back_by_the_kernel() -> None:
