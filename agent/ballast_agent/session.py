@@ -71,6 +71,7 @@ class AgentSession:
         self.output = bytearray()
         self.blocks: BlockManager | None = None
         self._hello = hello
+        self._hello_bytes = b""
         self._new_id = new_id
         self._greeted = False
         self._take_report = take_report
@@ -160,12 +161,15 @@ class AgentSession:
     def _introduce(self, now: float, request_id: int = 0) -> None:
         self._interval = None
         self._next = now + HELLO_RETRY_SECONDS
-        # The host may not be reading: one introduction in waiting is enough.
-        if request_id or not self.output:
-            if self.blocks is not None:
-                self.blocks.introduced()
-                self._hello = replace(self._hello, hello_id=self._new_id())
-            self.send(self._hello, request_id)
+        # The host may not be reading: one introduction in waiting is enough. Anything else that
+        # waits is no reason to stay unknown to a host that does read.
+        if not request_id and self._hello_bytes and self._hello_bytes in self.output:
+            return
+        if self.blocks is not None:
+            self.blocks.introduced()
+            self._hello = replace(self._hello, hello_id=self._new_id())
+        self._hello_bytes = encode(self._hello, request_id)
+        self.output += self._hello_bytes
 
     def _be_welcomed(self, welcome: Welcome, now: float) -> None:
         if welcome.protocol_version not in VERSIONS:

@@ -90,6 +90,14 @@ def test_an_unread_introduction_is_not_repeated(guest: Guest) -> None:
     assert guest.said() == [(0, HELLO)]
 
 
+def test_whoever_asks_for_an_introduction_gets_it_whatever_else_waits(welcomed: Guest) -> None:
+    """A daemon's successor asks; what its predecessor was to be told may not be written yet."""
+    welcomed.session.tick(0.0)
+    welcomed.hears(HelloRequest(), now=1.0)
+    welcomed.hears(HelloRequest(), now=1.0)
+    assert [type(message) for _, message in welcomed.said()] == [MemoryReport, Hello]
+
+
 def test_it_reports_at_the_interval_that_the_host_asked_for(welcomed: Guest) -> None:
     times = []
     for tenths in range(151):

@@ -6,141 +6,16 @@ it. When everything works again, the daemon's book is the kernel's pool, block f
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ballast.balloon.blocks import BlockBook
-from ballast.balloon.metrics import BalloonMetrics
-from ballast.balloon.pages import PageBook
-from ballast.guest_link.blocks import BlockSession
-from ballast.memory.map import MemoryMap, Piece, Region, RegionLayout
-from ballast_protocol.guest import (
-    ABILITY_BLOCKS,
-    BLOCKS_VERSION,
-    Hello,
-    HelloRequest,
-    Message,
-    Welcome,
-)
-from ballast_protocol.guest_blocks import (
-    ANY_NODE,
-    BLOCK_BYTES,
-    PAGES_PER_BLOCK,
-    BlocksReleased,
-    BlocksReport,
-    BlocksStatus,
-    Holding,
-    NodeGoal,
-    Sweep,
-    SweepDone,
-)
-from ballast_protocol.guest_framing import FrameDecoder
-from support.block_world import ScriptedHost, World
-from support.fake_kernel import FREE, FakeKernel
-
-BLOCKS = 100
-
-
-class Daemon(ScriptedHost):
-    """The daemon's own session and book, with the model's kernel under it."""
-
-    book: BlockBook
-    blocks: BlockSession
-
-    def open(self, memory: MemoryMap) -> None:
-        """Begin with an empty book over a guest's memory."""
-        pages = PageBook(BalloonMetrics(), self._drop)
-        pages.memory = memory
-        self.book = BlockBook(pages)
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin as a new process does, or one whose connection was closed: with a new session."""
-        self.blocks = BlockSession(self.book, self.send, lambda: None)
-        self.decoder = FrameDecoder()
-        self.output = bytearray()
-        self.send(HelloRequest())
-
-    def _drop(self, piece: Piece) -> int:
-        first = (piece.region.layout.guest_address + piece.offset) // BLOCK_BYTES
-        for number in range(first, first + piece.length // BLOCK_BYTES):
-            self.discard(number * PAGES_PER_BLOCK)
-        return piece.length
-
-    def _take(self, message: Message, request_id: int) -> None:
-        match message:
-            case Hello():
-                hello = replace(message, abilities=(ABILITY_BLOCKS,))
-                session = self.blocks.begin(hello, BLOCKS_VERSION)
-                self.send(Welcome(2, 5.0, message.hello_id, session), request_id)
-            case BlocksReport() | BlocksReleased() | Holding() | BlocksStatus() | SweepDone():
-                self.blocks.take(message, request_id)
-
-    def aim(self, blocks: int) -> None:
-        self.blocks.set_goals((NodeGoal(ANY_NODE, blocks * BLOCK_BYTES),))
-
-    def forget(self) -> None:
-        """Do what the device does when a driver begins anew."""
-        self.book.forget()
-        self.blocks.end()
-        self.send(HelloRequest())
-
-    @property
-    def held(self) -> set[int]:
-        runs = self.book.runs()
-        return {pfn for first, n in runs for pfn in range(first, first + n, PAGES_PER_BLOCK)}
-
-
-class Guest(World):
-    """A guest whose host is the daemon's own code."""
-
-    def __init__(self, kernel: FakeKernel, memory: MemoryMap) -> None:
-        self._memory = memory
-        self.daemon: Daemon | None = None
-        super().__init__(kernel)
-
-    def start_host(self) -> None:
-        if self.daemon is None:
-            self.daemon = Daemon(self.kernel.discard, self._sessions)
-            self.daemon.open(self._memory)
-        else:
-            self.daemon.begin()
-        self.host = self.daemon
-        self._told = True
-        if self.session is not None:
-            self._guarded(lambda session: session.connected(self.now))
-
-    def stop_host(self) -> None:
-        if self._told and self.daemon is not None:
-            self._told = False
-            self.daemon.blocks.end()
-            self.to_agent.clear()
-            self._guarded(lambda session: session.disconnected(self.now))
-
-    @property
-    def there(self) -> Daemon:
-        assert self.daemon is not None
-        return self.daemon
-
-
-@contextmanager
-def guest(seed: int) -> Iterator[Guest]:
-    kernel = FakeKernel.of(BLOCKS, seed=seed)
-    size = (max(kernel.blocks) // PAGES_PER_BLOCK + 1) * BLOCK_BYTES
-    fd = os.memfd_create("guest")
-    os.ftruncate(fd, size)
-    region = Region(RegionLayout(0, size, 0x7F00_0000_0000, 0), fd)
-    try:
-        yield Guest(kernel, MemoryMap().with_region(region))
-    finally:
-        region.close()
-
+from ballast_protocol.guest_blocks import Sweep
+from support.block_trade import BLOCKS, Guest, guest
+from support.block_world import World
+from support.fake_kernel import FREE
 
 def squeeze(guest: Guest) -> None:
     """Have the guest use nearly all that is free, and the agent see it."""
@@ -152,13 +27,6 @@ def squeeze(guest: Guest) -> None:
 def tick(guest: Guest) -> None:
     guest.now += 3.0
     guest.agent_ticks()
-
-
-def restart(guest: Guest) -> None:
-    """Another worker takes over the connection, unread bytes included, and knows no blocks."""
-    if guest._told:
-        guest.there.book.clear()
-        guest.there.begin()
 
 
 def kill_soon(guest: Guest) -> None:
@@ -187,7 +55,7 @@ STEPS: dict[str, Callable[[Guest], object]] = {
     "run": lambda guest: guest.run(1.0),
     "host goes": Guest.stop_host,
     "host comes": lambda guest: None if guest._told else guest.start_host(),
-    "worker restarts": restart,
+    "worker restarts": Guest.next_worker,
     "driver restarts": lambda guest: guest.there.forget(),
 }
 

@@ -218,13 +218,21 @@ class World:
 
     def host_reads(self, limit: int = 1 << 30) -> None:
         """Let bytes go from the channel to the host, and its answers into the channel."""
-        if self._told:
-            assert self.host is not None
+        self.host_hears(limit)
+        self.host_writes()
+
+    def host_hears(self, limit: int = 1 << 30) -> None:
+        """Let bytes go from the channel to the host, which keeps its answers for `host_writes`."""
+        if self._told and self.host is not None:
             data = bytes(self.to_host[:limit])
             del self.to_host[:limit]
             self.host.receive(data)
-            self.to_agent += self.host.output
-            self.host.output.clear()
+
+    def host_writes(self, limit: int = 1 << 30) -> None:
+        """Let bytes go from the host into the channel."""
+        if self._told and self.host is not None:
+            self.to_agent += self.host.output[:limit]
+            del self.host.output[:limit]
 
     def agent_reads(self, limit: int = 1 << 30) -> None:
         """Let bytes go from the channel to the agent."""

@@ -129,6 +129,8 @@ class BlockManager:
         self._freeze()
         if session is None:
             self._goal = Goal()
+        # What was refused before may have been refused because that session was over.
+        self._report_at = now
         self._reporter.begin(session)
         self._changed = True
         self.tick(now)
@@ -261,8 +263,7 @@ class BlockManager:
         return False
 
     def _take_ack(self, ack: BlocksAck, request_id: int, now: float) -> None:
-        flight = self._reporter.acknowledged(ack, request_id)
-        if flight is None:
+        if (flight := self._reporter.acknowledged(ack, request_id)) is None:
             return
         refused = sum(span.size_bytes for span in ack.refused)
         landed, freed = max(0, flight.size_bytes - refused), ack.freed_bytes or 0
@@ -276,7 +277,7 @@ class BlockManager:
         """The host did not take blocks: they go back, and nothing is tried for a while."""
         log.warning("the host refused %d blocks: %s", blocks, reason)
         self._report_at = now + TROUBLE_SECONDS
-        self._guard.owed = max(self._guard.owed, blocks)
+        self._guard.owed += blocks
         self._give_up("the host refused blocks", now, self._report_at)
 
     # Giving back
@@ -383,8 +384,7 @@ class BlockManager:
     # Sweeps
 
     def _begin_sweep(self, request_id: int, node: int, now: float) -> None:
-        refusal = self._sweeper.begin(request_id, node, now)
-        if refusal is not None:
+        if (refusal := self._sweeper.begin(request_id, node, now)) is not None:
             self._reporter.tell(refusal, request_id)
         elif self._trouble.reason is not None:
             self._sweeper.end(self._trouble.reason)

@@ -337,6 +337,8 @@ class GuestLink:
             raise MalformedError("this host takes no blocks")
         if isinstance(message, BlocksReport) and has_hung_up(self._writer):
             raise ConnectionResetError("a report was read after its sender had gone")
+        if self.agent is None:
+            self._ask_for_hello()
         self.blocks.take(message, request_id)
         if isinstance(message, SweepDone):
             self._requests.answer(request_id, message)

@@ -337,6 +337,25 @@ def test_blocks_that_the_host_refuses_go_back(world: World) -> None:
     world.kernel.verify()
 
 
+def test_what_a_session_has_refused_is_reported_in_the_next(world: World) -> None:
+    """A host that has lost the session refuses everything, for no fault of the blocks."""
+    assert world.host is not None
+    goal = world.aim((ANY_NODE, 100))
+    world.host_reads()
+    world.agent_reads()
+    world.agent_writes()
+    world.host.session = None
+    world.run()
+    assert status_of(world, goal).short_reason == "the host refused blocks"
+    assert world.ledger == world.isolated == set()
+    world.say(HelloRequest())
+    world.run()
+    world.aim((ANY_NODE, 100))
+    world.run()
+    assert len(world.ledger) == 100
+    assert_books_agree(world)
+
+
 def test_a_host_that_comes_back_learns_what_is_held(world: World) -> None:
     world.aim((ANY_NODE, 100))
     world.run()

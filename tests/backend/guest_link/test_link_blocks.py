@@ -129,6 +129,15 @@ async def test_a_link_that_is_renewed_believes_no_old_report(
         assert books.held() == set()
 
 
+async def test_an_agent_whose_introduction_was_lost_is_asked_again(block_link: GuestLink) -> None:
+    async with qemu(block_link) as guest:
+        assert (await guest.hear())[1] == HelloRequest()
+        block_link._next_hello_request = 0.0
+        guest.say(BlocksReport(3, Purpose.HOLD, (span(1),)), 2)
+        assert (await guest.hear())[1] == HelloRequest()
+        assert isinstance((await guest.hear())[1], ErrorReply)
+
+
 async def test_introductions_that_differ_only_in_their_number_are_one_arrival(
     block_link: GuestLink, events: Events
 ) -> None:
