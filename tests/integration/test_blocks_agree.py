@@ -17,6 +17,7 @@ from support.block_trade import BLOCKS, Guest, guest
 from support.block_world import World
 from support.fake_kernel import FREE
 
+
 def squeeze(guest: Guest) -> None:
     """Have the guest use nearly all that is free, and the agent see it."""
     guest.kernel.use(max(0, len(guest.kernel.in_state(FREE)) - 3))

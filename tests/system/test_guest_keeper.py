@@ -32,9 +32,14 @@ async def status(root: Path) -> Any:
 
 
 async def assert_settled(root: Path, bytes_wanted: int) -> None:
-    """Have the guest reach a size, and see that everybody agrees on it."""
+    """Have the guest reach a size, and see that everybody comes to agree on it.
+
+    The size is reached before that: the agent may yet take over from the guest's kernel.
+    """
     await ballast(root, "set", "web", str(bytes_wanted), "--wait")
-    found = await status(root)
+    async with asyncio.timeout(SETTLE_SECONDS):
+        while not (found := await status(root))["settled"]:
+            pass
     assert found["actual-bytes"] == bytes_wanted
     assert found["ledger"]["bytes"] == RAM_BYTES - bytes_wanted
     assert found["ledger"]["difference-bytes"] == 0
