@@ -141,7 +141,9 @@ class HugeBalloon:
             is_yielding=state.is_yielding,
             now=self._clock(),
         )
-        self.look()
+        # What is wanted now nobody has said yet: the governor begins after this.
+        self._division.see(self._view(), self._clock())
+        self._apply()
 
     def _end_presumption(self) -> None:
         """Believe the book alone, once the agent has had time to say what it holds."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ballast.daemon.blocks import BlocksState
 from ballast.daemon.config import VmConfig
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.vm import VirtualMachine
@@ -342,3 +343,17 @@ async def test_a_successor_presumes_until_the_agent_has_spoken(
             assert second.blocks.shares == {0: 2 * BLOCK_BYTES}
             assert await kernel_pages(machine) == 1
     await second.close()
+
+
+async def test_a_successor_relies_on_the_agent_as_before_though_it_knows_the_machine_s_size(
+    tmp_path: Path,
+) -> None:
+    vm = VirtualMachine(VmConfig(name="vm", memory=RAM_BYTES), paths=VmPaths("vm", tmp_path))
+    wanted, held = 6 * BLOCK_BYTES, 2 * BLOCK_BYTES
+    vm.blocks.restore(BlocksState(wanted_bytes=wanted, relied_bytes=wanted, held_bytes=held))
+    vm.set_target(RAM_BYTES - wanted)
+    await vm.start()
+    assert vm.device.target_pages == 0
+    state = vm.blocks.state()
+    assert (state.relied_bytes, state.held_bytes) == (wanted, held)
+    await vm.close()
