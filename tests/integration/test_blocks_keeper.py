@@ -14,7 +14,7 @@ import pytest
 
 from ballast.daemon.paths import VmPaths
 from ballast.qmp import client as qmp
-from ballast_protocol.guest import HelloRequest
+from ballast_protocol.guest import HelloRequest, MessageKind
 from ballast_protocol.guest_blocks import BLOCK_BYTES, PAGES_PER_BLOCK
 from support.blocks import span
 from support.daemons import (
@@ -124,7 +124,7 @@ async def test_reports_that_died_with_their_worker_are_made_again_at_once(tmp_pa
         await ask_for(paths, 200)
         await agent.run(lambda: agent.isolated > 0)
         # Four reports, of which two are under way at a time.
-        agent.write(messages=1)
+        agent.write(upto=MessageKind.BLOCKS_REPORT)
         await eventually(agent.has_mail, "the first report is answered")
         os.kill(first["worker-pid"], signal.SIGSTOP)
         agent.write()

@@ -12,6 +12,7 @@ from types import TracebackType
 from ballast_agent.blocks.manager import BlockManager
 from ballast_agent.blocks.options import BlockOptions
 from ballast_agent.session import AgentSession
+from ballast_protocol.guest import MessageKind
 from ballast_protocol.guest_blocks import BLOCK_BYTES
 from ballast_protocol.guest_framing import MAGIC
 from support.block_world import Later
@@ -22,6 +23,8 @@ from support.scripted_agent import BLOCKS_HELLO
 PATIENCE_SECONDS = 60.0
 STEP_SECONDS = 0.005
 READ_BYTES = 1 << 16
+KIND_OFFSET = 5
+"""Of a frame's kind; see `ballast_protocol.guest_framing`."""
 
 
 class LiveAgent:
@@ -62,12 +65,17 @@ class LiveAgent:
         """How many blocks it has taken out of the guest's hands."""
         return len(self.kernel.in_state(POOL))
 
-    def write(self, messages: int | None = None) -> None:
-        """Send so many of the messages that wait, or all."""
+    def write(self, upto: MessageKind | None = None) -> None:
+        """Send all messages that wait, or those up to the first of a kind."""
         output = self.session.output
         end = len(output)
-        for _ in range(messages or 0):
-            end = output.find(MAGIC, len(MAGIC) if end == len(output) else end + 1)
+        if upto is not None:
+            start = output.find(MAGIC)
+            while output[start + KIND_OFFSET] != upto:
+                start = output.find(MAGIC, start + 1)
+                assert start > 0, f"there is no {upto}"
+            after = output.find(MAGIC, start + 1)
+            end = after if after > 0 else end
         assert self._socket.send(output[:end]) == end
         del output[:end]
 
