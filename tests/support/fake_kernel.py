@@ -65,6 +65,8 @@ class FakeKernel:
         compactions: How often compaction was asked for.
         hidden: Free blocks that are only found after compaction.
         stalled: How long tasks have waited for memory, in seconds.
+        dissolving: How many pages of the pool that nobody has reserved go offline just before the
+            next reservation.
         unseen: How many blocks the kernel does not say that it has; `seen_each_time` fewer the next
             time.
     """
@@ -76,6 +78,7 @@ class FakeKernel:
     compactions: int = 0
     hidden: int = 0
     stalled: float = 0.0
+    dissolving: int = 0
     unseen: int = 0
     seen_each_time: int = 0
     _free_list: dict[int, list[int]] = field(default_factory=dict)
@@ -290,6 +293,9 @@ class FakeKernel:
 
     def reserve(self, pages: int) -> None:
         self._burn()
+        going, self.dissolving = self.dissolving, 0
+        for block in self.in_state(POOL)[-going:] if going else ():
+            self.offline([block.pfn])
         if pages > len(self.in_state(POOL)):
             raise OperatorError("the kernel has no such number of huge pages left to reserve")
         self._reserved = pages

@@ -30,7 +30,7 @@ class Guard:
         self._kernel = kernel
         self._limits = limits
         self._counts = counts
-        self._seen = 0
+        self._watch_seconds = 0.0
         self._stalled = self._complained = False
 
     def stall(self) -> None:
@@ -46,7 +46,8 @@ class Guard:
         stalled, self._stalled = self._stalled, False
         if not blocks or self.owed:
             return False
-        available = self._seen = self.available()
+        available = self.available()
+        self._watch_seconds = self._limits.watch_seconds(available, sweeping=sweeping)
         if not self.pressure.look(available, stalled=stalled, sweeping=sweeping):
             return False
         self.owed = self.pressure.respond(available, blocks, now)
@@ -57,7 +58,7 @@ class Guard:
 
     def deadline(self, now: float) -> float:
         """Return when to look again while blocks are isolated."""
-        return now + self._limits.watch_seconds(self._seen)
+        return now + self._watch_seconds
 
     def wait(self) -> None:
         """A report is under way, so nothing can go back now."""

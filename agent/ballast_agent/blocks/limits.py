@@ -33,8 +33,10 @@ AGAIN_SECONDS = 3.0
 MIN_RELEASE_SHARE = 0.25
 """At least this share of what is held goes back in one step."""
 
-WATCH_SECONDS = 0.1
-LAZY_WATCH_SECONDS = 0.5
+FASTEST_BYTES_PER_SECOND = 1024 * MIB
+"""A guest that takes memory no faster is seen to be short of it before it has none."""
+MIN_WATCH_SECONDS = 0.01
+MAX_WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ class Limits:
         reserve = self.sweep_reserve_bytes if sweeping else self.reserve_bytes
         return max(0, available_bytes - reserve) // BLOCK_BYTES
 
-    def watch_seconds(self, available_bytes: int) -> float:
-        """Return how soon to look at the guest's memory again."""
-        is_far = available_bytes > STALL_LEVEL_RESERVES * self.reserve_bytes
-        return LAZY_WATCH_SECONDS if is_far else WATCH_SECONDS
+    def watch_seconds(self, available_bytes: int, *, sweeping: bool) -> float:
+        """Return how soon to look again: before the guest can have taken all above the alarm."""
+        above = available_bytes - self.alarm_bytes(sweeping=sweeping)
+        soon = above / FASTEST_BYTES_PER_SECOND
+        return min(max(soon, MIN_WATCH_SECONDS), MAX_WATCH_SECONDS)
 
 
 class Pressure:

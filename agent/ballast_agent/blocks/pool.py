@@ -81,12 +81,7 @@ class Pool:
             self._kernel.claim()
         before = self._total(node)
         self._kernel.resize_pool(node, before + count)
-        gained = max(0, self._total(node) - before)
-        try:
-            self._reserve(len(self.blocks) + gained)
-        except OperatorError:
-            self._kernel.resize_pool(node, before)
-            raise
+        gained = self._reserve_gain(node, before)
         found = self._find(node, gained)
         if len(found) < gained:
             # Memory may have been plugged, or come online, since the map was made.
@@ -94,6 +89,10 @@ class Pool:
             found += self._find(node, gained - len(found))
         if len(found) < gained:
             self._drop_unfound()
+        elif gained < count or len(found) > gained:
+            # What is reserved is a number of pages. If some went offline before the new ones were
+            # reserved too, they need not have been the new ones.
+            self.look_again()
         self._tidy()
         return sorted(pfn for pfn in found if pfn in self.blocks)
 
@@ -118,6 +117,8 @@ class Pool:
                 # All of ours: whatever is in the pool now is somebody else's.
                 self._forget(pfn for pfn, home in self.blocks.items() if home == node)
         self.forget_vanished(node for node, count in counts.items() if count)
+        if not self.is_whole():
+            self.look_again()
         self._tidy()
 
     def per_node(self) -> dict[int, int]:
@@ -161,6 +162,29 @@ class Pool:
     def _reserve(self, pages: int) -> None:
         self._kernel.reserve(pages)
         self._reserved = pages
+
+    def _reserve_gain(self, node: int, before: int) -> int:
+        """Reserve what the pool of a node has gained, and return how much that is.
+
+        Memory may go offline meanwhile, and take pages along: as many as are not reserved yet.
+
+        Raises:
+            OperatorError: If pages are there and yet not to be had; then the pool is as before.
+        """
+        gained = max(0, self._total(node) - before)
+        while True:
+            wanted = len(self.blocks) + gained
+            try:
+                self._reserve(wanted)
+                return gained
+            except OperatorError:
+                # Which pages are the reserved ones is not decided: some that were held may be gone.
+                self.forget_vanished(self.per_node())
+                mine = self.per_node().get(node, 0)
+                gained = max(0, self._total(node) - mine)
+                if len(self.blocks) + gained >= wanted:
+                    self._kernel.resize_pool(node, mine)
+                    raise
 
     def _unclaim(self) -> None:
         self._kernel.unclaim()

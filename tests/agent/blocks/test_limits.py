@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import pytest
+
 from ballast_agent.blocks.limits import (
     AGAIN_SECONDS,
     CALM_SECONDS,
+    FASTEST_BYTES_PER_SECOND,
     HOLD_OFF_SECONDS,
     MAX_HOLD_OFF_SECONDS,
     MAX_RESERVE_BYTES,
+    MAX_WATCH_SECONDS,
     MIB,
     MIN_RESERVE_BYTES,
+    MIN_WATCH_SECONDS,
     Limits,
     Pressure,
 )
@@ -29,6 +34,18 @@ def test_taking_stops_well_above_the_alarm() -> None:
         assert LIMITS.spare_blocks(reserve + BLOCK_BYTES - 1, sweeping=sweeping) == 0
         assert LIMITS.spare_blocks(reserve + BLOCK_BYTES, sweeping=sweeping) == 1
         assert LIMITS.spare_blocks(0, sweeping=sweeping) == 0
+
+
+@pytest.mark.parametrize("sweeping", [False, True])
+def test_the_fastest_guest_is_seen_to_be_short_before_it_has_nothing_left(sweeping: bool) -> None:
+    for reserve in (MIN_RESERVE_BYTES, MAX_RESERVE_BYTES):
+        limits = Limits(reserve)
+        available = 100 * reserve
+        while available >= limits.alarm_bytes(sweeping=sweeping):
+            pause = limits.watch_seconds(available, sweeping=sweeping)
+            assert MIN_WATCH_SECONDS <= pause <= MAX_WATCH_SECONDS
+            available -= int(pause * FASTEST_BYTES_PER_SECOND)
+        assert available > 0
 
 
 def test_what_is_pressure() -> None:

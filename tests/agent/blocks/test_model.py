@@ -7,12 +7,14 @@ memory goes offline. The kernel of the model checks every discard.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ballast_agent.blocks import limits as agent_limits
 from ballast_protocol.guest import HelloRequest
 from ballast_protocol.guest_blocks import ANY_NODE, Compact, SetSweeps, Sweep
 from support.block_world import World
@@ -20,6 +22,14 @@ from support.fake_kernel import CACHE, FREE, USED, FakeKernel
 
 counts = st.integers(1, 120)
 limits = st.one_of(st.integers(1, 200), st.just(1 << 30))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_looks() -> Iterator[None]:
+    """Look at the guest's memory ten times a second at most, because minutes are played here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent_limits, "MIN_WATCH_SECONDS", 0.1)
+        yield
 
 
 class Blocks(RuleBasedStateMachine):
@@ -52,6 +62,11 @@ class Blocks(RuleBasedStateMachine):
     def offline(self, index: int, count: int) -> None:
         pfns = sorted(self.world.kernel.blocks)[index:][:count]
         self.world.kernel.offline(pfns)
+
+    @rule(count=st.integers(1, 8))
+    def dissolve(self, count: int) -> None:
+        """Let memory go offline between two calls of the agent's."""
+        self.world.kernel.dissolving = count
 
     @rule(count=st.integers(1, 4))
     def squeeze(self, count: int) -> None:
