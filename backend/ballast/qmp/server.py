@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ballast.qmp.commands import EVENTS, Context
@@ -80,7 +81,7 @@ class QmpServer:
         self._unix_time_ns = unix_time_ns
         self._clients: dict[Connection, asyncio.Task[None]] = {}
         self._taps: list[Callable[[bytes], None]] = []
-        self._throttle = EventThrottle(EVENT_PERIODS_SECONDS)
+        self._throttle: EventThrottle[Callable[[], bytes]] = EventThrottle(EVENT_PERIODS_SECONDS)
         self._timer: asyncio.TimerHandle | None = None
         self._listener: Listener | None = None
         self._lasting: list[tuple[float, bytes]] = []
@@ -102,18 +103,20 @@ class QmpServer:
         """Send an event to every client in command mode; paced kinds as `EventThrottle` says."""
         if self._listener is None:
             return
-        event = encode_event(name, data, self._unix_time_ns())
+        # Of those that are paced most are overtaken, and need no encoding: a balloon that moves has
+        # another size hundreds of times a second.
+        event = partial(encode_event, name, data, self._unix_time_ns())
         if name in EVENTS:
             self._throttle.forget(EVENTS[name].ends)
-            self._remember(event, EVENTS[name].lasting_seconds)
+            if EVENTS[name].lasting_seconds:
+                self._remember(event(), EVENTS[name].lasting_seconds)
         if self._throttle.offer(name, event, asyncio.get_running_loop().time()):
-            self._broadcast(event)
+            self._broadcast(event())
         self._set_timer()
 
     def _remember(self, event: bytes, seconds: float) -> None:
-        if seconds:
-            end = asyncio.get_running_loop().time() + seconds
-            self._lasting = [*self._recent(), (end, event)][-MAX_LASTING:]
+        end = asyncio.get_running_loop().time() + seconds
+        self._lasting = [*self._recent(), (end, event)][-MAX_LASTING:]
 
     def _recent(self) -> list[tuple[float, bytes]]:
         now = asyncio.get_running_loop().time()
@@ -200,12 +203,12 @@ class QmpServer:
             log.error("QMP client's task failed", exc_info=error)
 
     def _set_timer(self) -> None:
-        end = self._throttle.next_end()
-        if self._timer is None and end is not None:
+        end = self._throttle.next_end() if self._timer is None else None
+        if end is not None:
             self._timer = asyncio.get_running_loop().call_at(end, self._end_period, end)
 
     def _end_period(self, end: float) -> None:
         self._timer = None
         for event in self._throttle.expire(end):
-            self._broadcast(event)
+            self._broadcast(event())
         self._set_timer()

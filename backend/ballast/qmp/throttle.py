@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Event = TypeVar("Event")
 
 
 @dataclass
-class _Period:
+class _Period(Generic[Event]):
     ends_at: float
-    newest: bytes | None = None
+    newest: Event | None = None
 
 
-class EventThrottle:
+class EventThrottle(Generic[Event]):
     """Paces events that may come too often. Time is an argument, in seconds from any origin.
 
     The first event of a kind passes at once and begins a period. Of those that come during the
@@ -21,9 +24,9 @@ class EventThrottle:
 
     def __init__(self, period_seconds: dict[str, float]) -> None:
         self._period_seconds = period_seconds
-        self._running: dict[str, _Period] = {}
+        self._running: dict[str, _Period[Event]] = {}
 
-    def offer(self, kind: str, event: bytes, now: float) -> bool:
+    def offer(self, kind: str, event: Event, now: float) -> bool:
         """Return whether to send this event now; if not, it is kept for the period's end."""
         if kind not in self._period_seconds:
             return True
@@ -43,9 +46,9 @@ class EventThrottle:
         """Return when a period ends next, or None if none is running."""
         return min((period.ends_at for period in self._running.values()), default=None)
 
-    def expire(self, now: float) -> list[bytes]:
+    def expire(self, now: float) -> list[Event]:
         """End the periods that are over, and return the events that were kept in them."""
-        due: list[bytes] = []
+        due: list[Event] = []
         for kind, period in list(self._running.items()):
             if period.ends_at > now:
                 continue

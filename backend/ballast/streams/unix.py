@@ -38,6 +38,8 @@ _NO_ROOM_FOR_FDS = "replies were left unread, and the next one carries descripto
 _SO_PEEK_OFF = 42
 """asm-generic/socket.h; Python has no name for it."""
 
+_CLOEXEC, _PEEK = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_PEEK)
+_TRUNCATED = int(socket.MSG_CTRUNC)
 _INT = struct.Struct("i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * _INT.size)
 _UCRED = struct.Struct("iII")
@@ -53,9 +55,7 @@ def receive(sock: socket.socket, size: int, fds: FdSet, flag: int = 0) -> bytes 
         PeerError: The connection broke, or more descriptors came than any message may carry.
     """
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | flag
-        )
+        data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY_BYTES, _CLOEXEC | flag)
     except (BlockingIOError, InterruptedError):
         return None
     except OSError as error:
@@ -64,7 +64,7 @@ def receive(sock: socket.socket, size: int, fds: FdSet, flag: int = 0) -> bytes 
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             whole = len(payload) - len(payload) % _INT.size
             fds.extend(value for (value,) in _INT.iter_unpack(payload[:whole]))
-    if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
+    if flags & _TRUNCATED or len(fds) > MAX_FDS:
         raise MalformedError(f"more than {MAX_FDS} file descriptors came with one message")
     return data
 
@@ -121,7 +121,7 @@ class MessageSocket:
             self.mark(offset)
         elif not offset:
             self.rewind()
-        data = receive(self._sock, size, fds, socket.MSG_PEEK)
+        data = receive(self._sock, size, fds, _PEEK)
         if data and self._peek_at >= 0:
             self._peek_at += len(data)
         return data

@@ -52,8 +52,10 @@ MAX_PENDING = 64
 
 # Inverting an IntFlag forgets the bits that it does not name, so masks are plain numbers here.
 _TYPE_MASK = int(HeaderFlag.TYPE_MASK)
-_COMMAND_FLAGS = int(HeaderFlag.NO_REPLY)
-_REPLY_FLAGS = int(HeaderFlag.REPLY | HeaderFlag.ERROR)
+_REPLY, _NO_REPLY = int(HeaderFlag.REPLY), int(HeaderFlag.NO_REPLY)
+_COMMAND_FLAGS = _NO_REPLY
+_FAILED = HeaderFlag.REPLY | HeaderFlag.ERROR
+_REPLY_FLAGS = int(_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +203,14 @@ class ServerConnection:
         self._commands.check_reply(header)
 
     def _finish(self, header: Header, payload: bytes) -> Request | Completion:
-        if header.flags & HeaderFlag.REPLY:
+        if int(header.flags) & _REPLY:
             completion = self._commands.finish(header, payload)
             self._header = None
             return completion
         event, mapped = self._decode(header, payload)
         self._header = None
         self._count += 1
-        demanded = not header.flags & HeaderFlag.NO_REPLY
+        demanded = not int(header.flags) & _NO_REPLY
         request = Request(self._count, header.message_id, header.command, demanded, event)
         echo = RULES.get(header.command, UNKNOWN).echo
         self._pending[self._count] = _Pending(request, payload[:echo], mapped)
@@ -350,7 +352,7 @@ class ServerConnection:
         del self._pending[request.number]
         if not request.reply_demanded:
             return b""
-        flags = HeaderFlag.REPLY | (HeaderFlag.ERROR if error else HeaderFlag.COMMAND)
+        flags = _FAILED if error else HeaderFlag.REPLY
         return pack_message(request.message_id, request.command, payload, flags, error)
 
     # Commands of our own

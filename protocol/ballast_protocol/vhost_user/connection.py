@@ -18,6 +18,7 @@ refusal if it wants an answer, and the connection goes on.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from ballast_protocol.errors import InternalError, MalformedError, PeerError, TruncatedError
 from ballast_protocol.vhost_user import events
@@ -34,7 +35,6 @@ from ballast_protocol.vhost_user.message import (
     Request,
     U64Payload,
     VringState,
-    pack_message,
 )
 from ballast_protocol.vhost_user.rules import (
     RULES,
@@ -146,26 +146,9 @@ class BackendConnection:
                 raise MalformedError("file descriptors came in the middle of the message")
             return self._finish(self._header, data)
         # Kept even if it is refused, so that the error can name the request.
-        self._header, self._fd_count = Header.unpack(data), fd_count
-        self._check_header(self._header)
+        self._header, self._fd_count = _header(data), fd_count
+        _check_header(data, fd_count)
         return None if self._header.size else self._finish(self._header, b"")
-
-    def _check_header(self, header: Header) -> None:
-        if header.flags & HeaderFlag.VERSION_MASK != HeaderFlag.VERSION:
-            raise MalformedError(f"flags {int(header.flags):#x} are of another protocol version")
-        if header.flags & HeaderFlag.REPLY:
-            raise MalformedError("a reply, though nothing was asked")
-        if int(header.flags) & ~_KNOWN_FLAGS:
-            raise MalformedError(f"flags {int(header.flags):#x} have unknown bits")
-        rule = RULES.get(header.request, UNKNOWN)
-        least, most = rule.sizes
-        if not least <= header.size <= most:
-            raise MalformedError(f"a payload of {header.size} bytes, not {least} to {most}")
-        fewest, highest = rule.fds
-        if not fewest <= self._fd_count <= highest:
-            raise MalformedError(
-                f"{self._fd_count} file descriptors came, not {fewest} to {highest}"
-            )
 
     def _finish(self, header: Header, payload: bytes) -> Event:
         rule = RULES.get(header.request, UNKNOWN)
@@ -189,10 +172,13 @@ class BackendConnection:
         return event
 
     def _agreed(self, feature: ProtocolFeature) -> bool:
-        return feature in self.protocol_features_acked
+        # As plain numbers: `in` makes new flags of both.
+        return not int(feature) & ~int(self.protocol_features_acked)
 
     def _check_event(self, event: Event) -> None:
         match event:
+            case events.GetConfig() | events.SetConfig():
+                pass
             case events.SetFeatures(features):
                 self._check_offer(features, self._features | F_LOG_ALL, "features")
                 self.features_acked = features
@@ -243,9 +229,11 @@ class BackendConnection:
         Raises:
             InternalError: `event` is not the one that is pending.
         """
-        if self._pending is None or self._pending[2] != event:
+        if self._pending is None or (self._pending[2] is not event and self._pending[2] != event):
             raise InternalError(f"{event!r} is not pending")
         match event:
+            case events.GetConfig() | events.SetConfig():
+                return None
             case events.GetFeatures():
                 return self.reply_u64(self._features)
             case events.GetProtocolFeatures():
@@ -277,7 +265,7 @@ class BackendConnection:
             self._pending = None
             return b""
         if rule.reply in (Reply.ON_DEMAND, Reply.STATUS):
-            return self._reply(U64Payload(rule.accepted if ok else rule.refused).pack())
+            return self._reply(_status(rule.accepted if ok else rule.refused))
         if ok:
             raise InternalError(f"{name_of(self._pending[0].request)} wants {rule.reply.value}")
         return self._reply(b"")
@@ -329,6 +317,51 @@ class BackendConnection:
     def _reply(self, payload: bytes) -> bytes:
         if self._pending is None:
             raise InternalError("a reply, but no request is pending")
-        message = pack_message(self._pending[0].request, payload, REPLY_FLAGS)
+        message = _reply_header(self._pending[0].request, len(payload)) + payload
         self._pending = None
         return message
+
+
+# The same few requests come over and over, and a guest's CPU waits for each: what depends on
+# nothing but their bytes is kept.
+
+
+@lru_cache(maxsize=64)
+def _header(data: bytes) -> Header:
+    """Read a header."""
+    return Header.unpack(data)
+
+
+@lru_cache(maxsize=64)
+def _check_header(data: bytes, fd_count: int) -> None:
+    """Refuse a header that no request may have.
+
+    Raises:
+        MalformedError: So it is.
+    """
+    header = _header(data)
+    if header.flags & HeaderFlag.VERSION_MASK != HeaderFlag.VERSION:
+        raise MalformedError(f"flags {int(header.flags):#x} are of another protocol version")
+    if header.flags & HeaderFlag.REPLY:
+        raise MalformedError("a reply, though nothing was asked")
+    if int(header.flags) & ~_KNOWN_FLAGS:
+        raise MalformedError(f"flags {int(header.flags):#x} have unknown bits")
+    rule = RULES.get(header.request, UNKNOWN)
+    least, most = rule.sizes
+    if not least <= header.size <= most:
+        raise MalformedError(f"a payload of {header.size} bytes, not {least} to {most}")
+    fewest, highest = rule.fds
+    if not fewest <= fd_count <= highest:
+        raise MalformedError(f"{fd_count} file descriptors came, not {fewest} to {highest}")
+
+
+@lru_cache(maxsize=64)
+def _reply_header(request: int, size: int) -> bytes:
+    """Return what a reply begins with."""
+    return Header(request, REPLY_FLAGS, size).pack()
+
+
+@lru_cache(maxsize=8)
+def _status(value: int) -> bytes:
+    """Return the payload of an acknowledgement."""
+    return U64Payload(value).pack()

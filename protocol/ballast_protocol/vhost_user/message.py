@@ -51,6 +51,8 @@ class HeaderFlag(IntFlag):
     """An acknowledgement is wanted. It counts only once REPLY_ACK has been negotiated."""
 
 
+_NEED_REPLY = int(HeaderFlag.NEED_REPLY)
+
 REPLY_FLAGS = HeaderFlag.VERSION | HeaderFlag.REPLY
 """Exactly what QEMU wants to see in an answer; any other value makes it drop the device."""
 
@@ -242,7 +244,7 @@ class Header(Wire, byte_order=NATIVE):
     @property
     def need_reply(self) -> bool:
         """Whether the sender asks for an acknowledgement."""
-        return bool(self.flags & HeaderFlag.NEED_REPLY)
+        return bool(int(self.flags) & _NEED_REPLY)
 
 
 def message_bytes(header: bytes) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from ballast_protocol.errors import MalformedError
 from ballast_protocol.vhost_user import events
@@ -173,23 +174,25 @@ def _ring_fd(kind: _RingFdEvent) -> Decoder:
     return decode
 
 
-def _config_access(payload: bytes) -> ConfigAccess:
-    access = ConfigAccess.unpack(payload)
+@lru_cache(maxsize=16)
+def _config_access(head: bytes) -> ConfigAccess:
+    access = ConfigAccess.unpack(head)
     if access.offset + access.size > MAX_CONFIG_SIZE:
         raise MalformedError(f"bytes {access.offset}+{access.size} of a config space")
     return access
 
 
+@lru_cache(maxsize=16)
 def _get_config(payload: bytes, _fds: int) -> Event:
     # QEMU sends as many bytes as it wants back; others send the fixed part alone.
-    access = _config_access(payload)
+    access = _config_access(payload[: ConfigAccess.SIZE])
     if len(payload) not in (ConfigAccess.SIZE, ConfigAccess.SIZE + access.size):
         raise MalformedError(f"{access.size} bytes asked for in a payload of {len(payload)}")
     return events.GetConfig(access.offset, access.size, access.flags)
 
 
 def _set_config(payload: bytes, _fds: int) -> Event:
-    access = _config_access(payload)
+    access = _config_access(payload[: ConfigAccess.SIZE])
     if len(payload) != ConfigAccess.SIZE + access.size:
         raise MalformedError(f"{access.size} bytes written in a payload of {len(payload)}")
     return events.SetConfig(access.offset, access.flags, payload[ConfigAccess.SIZE :])

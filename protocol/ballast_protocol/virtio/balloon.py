@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 
 DEVICE_ID = 5
@@ -101,18 +101,20 @@ class BalloonConfig:
         )
 
     @classmethod
-    def unpack(cls, data: bytes | memoryview) -> BalloonConfig:
+    def unpack(cls, data: bytes | bytearray | memoryview) -> BalloonConfig:
         """Read a config space; what lies beyond the end of `data` reads as zero."""
         padded = bytes(data[: cls.SIZE]).ljust(cls.SIZE, b"\0")
         return cls(*_CONFIG.unpack(padded))
 
     def patched(self, offset: int, data: bytes) -> BalloonConfig:
         """Return the config after a write at `offset`; bytes beyond the end are dropped."""
+        if not offset and len(data) >= self.SIZE:
+            return BalloonConfig.unpack(data)
         raw = bytearray(self.pack())
         end = min(offset + len(data), len(raw))
         if offset < end:
             raw[offset:end] = data[: end - offset]
-        return replace(self, **vars(BalloonConfig.unpack(bytes(raw))))
+        return BalloonConfig.unpack(raw)
 
 
 class StatisticUnit(Enum):
