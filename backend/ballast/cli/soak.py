@@ -34,6 +34,14 @@ def soak(
     stop_seconds: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="How long a stopped worker stays stopped.")
     ] = 10.0,
+    agent_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--agent-blocks",
+            help="Let the agent in the guest take blocks while workers are killed, and sweep; "
+            "without it all memory goes through the rings.",
+        ),
+    ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.1, metavar="M", help="Let a storm rage for so long, agent and all."),
@@ -48,7 +56,8 @@ def soak(
     """Let everything go wrong around a guest that verifies its memory all the time.
 
     With --kill-worker: the guest inflates, deflates, reports free pages, reboots and is paused, and
-    at a random moment of each the worker that serves its balloon is killed with SIGKILL. With
+    at a random moment of each the worker that serves its balloon is killed with SIGKILL; with
+    --agent-blocks the agent in the guest takes most of it, in blocks of 2 MiB, and sweeps. With
     --minutes: several processes in the guest use and verify memory, its balloon is resized, free
     memory swept and compacted, and the agent in it killed at random.
 
@@ -58,6 +67,8 @@ def soak(
     kills = kill_worker + stop_worker
     if bool(kills) == (minutes is not None):
         raise typer.BadParameter("give either --kill-worker and --stop-worker, or --minutes")
+    if agent_blocks and minutes is not None:
+        raise typer.BadParameter("--agent-blocks goes with --kill-worker; a storm has them anyway")
     reporter = ConsoleReporter()
     found = find_qemu(qemu, reporter=reporter)
     image = build_guest(reporter=reporter)
@@ -66,7 +77,7 @@ def soak(
     setup = Setup(found, image, accel, transport)
     result: dict[str, Any]
     if minutes is None:
-        plan = Plan(kill_worker, stop_worker, stop_seconds, seed)
+        plan = Plan(kill_worker, stop_worker, stop_seconds, seed, agent_blocks)
         killed = asyncio.run(unless_stopped(_kill(setup, plan, reporter)))
         console.print(table(killed))
         console.print(verdict(killed), markup=False)
@@ -82,11 +93,12 @@ def soak(
 
 
 async def _kill(setup: Setup, plan: Plan, reporter: Reporter) -> Outcome:
-    """Kill workers; the agent takes no blocks, so that all memory goes through the rings."""
+    """Kill workers; all memory goes through the rings, unless the agent is to take blocks."""
     async with AsyncExitStack() as stack:
         with reporter.step("Booting the guest"):
-            quiet = replace(setup, serve_arguments=("--no-agent-blocks",))
-            served = await stack.enter_async_context(lab(quiet))
+            if not plan.agent_blocks:
+                setup = replace(setup, serve_arguments=("--no-agent-blocks",))
+            served = await stack.enter_async_context(lab(setup))
         what = f"Killing {plan.kills} workers over {setup.transport}"
         with reporter.step(what) as advance:
             return await Killing(served, plan, advance).run()

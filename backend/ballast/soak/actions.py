@@ -10,12 +10,17 @@ from collections.abc import Awaitable, Callable
 from ballast.soak.lab import Lab
 from ballast.soak.settling import settle
 from ballast.soak.verifier import Verifier
+from ballast_protocol.errors import OperatorError
 
 LOWEST_SHARE = 0.45
 """The smallest target, as a share of the guest's RAM; what it verifies must fit beside."""
 
+LOWEST_SHARE_OF_AGENTS = 0.6
+"""The same where the agent takes blocks: it leaves a reserve, and lets go under pressure."""
+
 DIRTY_SHARE = 0.25
 PAUSES = 4
+SWEEP_SECONDS = 8.0
 TARGETS = 40
 PAGE_BYTES = 4096
 
@@ -23,8 +28,11 @@ PAGE_BYTES = 4096
 class Actions:
     """Everything that can be under way when the worker dies."""
 
-    def __init__(self, lab: Lab, verifier: Verifier, choose: random.Random) -> None:
+    def __init__(
+        self, lab: Lab, verifier: Verifier, choose: random.Random, *, agent_blocks: bool = False
+    ) -> None:
         self._lab = lab
+        self._lowest_share = LOWEST_SHARE_OF_AGENTS if agent_blocks else LOWEST_SHARE
         self._verifier = verifier
         self._choose = choose
         self._all: dict[str, Callable[[], Awaitable[None]]] = {
@@ -35,6 +43,8 @@ class Actions:
             "reboot": self.reboot,
             "pause": self.pause,
         }
+        if agent_blocks:
+            self._all["sweep"] = self.sweep
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +66,7 @@ class Actions:
         is_full = name not in ("deflate", "pause")
         await self._lab.set_target(self._lab.memory_bytes if is_full else self._low_target())
         await settle(self._lab)
-        if name in ("inflate", "report"):
+        if name in ("inflate", "report", "sweep"):
             await self._dirty()
 
     async def run(self, name: str) -> None:
@@ -96,9 +106,14 @@ class Actions:
             await self._lab.vm.qmp.execute("cont")
             await asyncio.sleep(self._choose.uniform(0.0, 0.1))
 
+    async def sweep(self) -> None:
+        """Have the agent report what is free and take it back; a worker's end is a sweep's."""
+        with contextlib.suppress(OperatorError):
+            await self._lab.ask("ballast-sweep", {"timeout": SWEEP_SECONDS})
+
     async def _dirty(self) -> None:
         await self._lab.memtool(f"dirty --bytes {int(self._lab.memory_bytes * DIRTY_SHARE)}")
 
     def _low_target(self) -> int:
-        share = self._choose.uniform(LOWEST_SHARE, 0.9)
+        share = self._choose.uniform(self._lowest_share, 0.9)
         return int(self._lab.memory_bytes * share) // PAGE_BYTES * PAGE_BYTES

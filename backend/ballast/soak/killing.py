@@ -8,21 +8,21 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.soak.actions import Actions
 from ballast.soak.lab import Lab
 from ballast.soak.rings import GuestMemory, Ring, gap_seconds
-from ballast.soak.settling import compare_books, settle
+from ballast.soak.settling import agent_ready, compare_books, settle
 from ballast.soak.verifier import Verdict, Verifier
 from ballast_protocol.errors import OperatorError, TimedOutError
 
 VERIFIED_SHARE = 0.15
 """How much of the guest's RAM is verified all the time; it must fit beside the smallest target."""
 
-LONGEST_DELAY_SECONDS = {"report": 2.5, "reboot": 4.0}
+LONGEST_DELAY_SECONDS = {"report": 2.5, "reboot": 4.0, "sweep": 2.0}
 """Until when, after an action began, its kill may come."""
 
 USUAL_DELAY_SECONDS = 0.5
@@ -44,12 +44,15 @@ class Kill:
         action: What was under way.
         delay_seconds: How long after it had begun.
         gap_seconds: Until the guest got a buffer back; None if it was waiting for none.
+        agent_gap_seconds: Until the agent in the guest could hand over blocks again; None if it
+            could not before, or is not to.
         was_stopped: Stopped for a while, not killed.
     """
 
     action: str
     delay_seconds: float
     gap_seconds: float | None = None
+    agent_gap_seconds: float | None = None
     was_stopped: bool = False
 
 
@@ -84,12 +87,14 @@ class Plan:
         stops: How many to stop with SIGSTOP instead, in between.
         stop_seconds: For how long.
         seed: Where the random numbers begin.
+        agent_blocks: The agent in the guest hands over blocks, and sweeps.
     """
 
     kills: int
     stops: int = 0
     stop_seconds: float = 10.0
     seed: int = 1
+    agent_blocks: bool = False
 
 
 class Killing:
@@ -101,7 +106,7 @@ class Killing:
         self._advance = advance
         self._choose = random.Random(plan.seed)
         self._verifier = Verifier(lab, int(lab.memory_bytes * VERIFIED_SHARE))
-        self._actions = Actions(lab, self._verifier, self._choose)
+        self._actions = Actions(lab, self._verifier, self._choose, agent_blocks=plan.agent_blocks)
         self.outcome = Outcome(verdict=self._verifier.verdict)
 
     async def run(self) -> Outcome:
@@ -109,6 +114,8 @@ class Killing:
         total = self._plan.kills + self._plan.stops
         stops = set(self._choose.sample(range(total), self._plan.stops))
         try:
+            if self._plan.agent_blocks:
+                await agent_ready(self._lab)
             await self._verifier.start()
             with GuestMemory(self._lab.vm.pid, self._lab.memory_bytes) as memory:
                 for number, action in enumerate(self._actions.plan(total)):
@@ -138,8 +145,11 @@ class Killing:
                 await self._stop_for_a_while(pid)
             else:
                 os.kill(pid, signal.SIGKILL)
-                kill.gap_seconds = await gap_seconds(rings, time.monotonic())
+                killed_at = time.monotonic()
+                kill.gap_seconds = await gap_seconds(rings, killed_at)
                 await self._successor(pid)
+                if self._plan.agent_blocks and action != "reboot":
+                    kill.agent_gap_seconds = await agent_ready(self._lab) - killed_at
             await _within(ACTION_SECONDS, task, f"{action}, during which the worker was killed")
         finally:
             task.cancel()
@@ -182,9 +192,9 @@ async def _within(seconds: float, work: asyncio.Task[None], what: str) -> None:
         raise TimedOutError(f"this took longer than {seconds:g} s: {what}") from None
 
 
-def percentiles(kills: list[Kill]) -> dict[str, float | None]:
+def percentiles(all_gaps: Iterable[float | None]) -> dict[str, float | None]:
     """Return the median and the 99th percentile of the gaps in seconds; None without any."""
-    gaps = sorted(kill.gap_seconds for kill in kills if kill.gap_seconds is not None)
+    gaps = sorted(gap for gap in all_gaps if gap is not None)
     if not gaps:
         return {"p50": None, "p99": None}
     return {"p50": _percentile(gaps, 50), "p99": _percentile(gaps, 99)}
@@ -206,7 +216,8 @@ def as_json(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
         "ledger_mismatches": outcome.ledger_mismatches,
         "bytes_verified": outcome.verdict.verified_bytes,
         "bytes_wrong": outcome.verdict.wrong_bytes,
-        "gap_seconds": percentiles(killed),
+        "gap_seconds": percentiles(kill.gap_seconds for kill in killed),
+        "agent_gap_seconds": percentiles(kill.agent_gap_seconds for kill in killed),
         "gaps_measured": sum(kill.gap_seconds is not None for kill in killed),
         "failure": outcome.failure,
         "machine": facts,
@@ -215,6 +226,7 @@ def as_json(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
                 "action": kill.action,
                 "delay_seconds": round(kill.delay_seconds, 4),
                 "gap_seconds": kill.gap_seconds,
+                "agent_gap_seconds": kill.agent_gap_seconds,
                 "stopped": kill.was_stopped,
             }
             for kill in outcome.kills

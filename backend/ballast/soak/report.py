@@ -13,7 +13,8 @@ def table(outcome: Outcome) -> Table:
     """Return a line for each action and one for all together."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     shown.add_column("WHILE")
-    for heading in ("KILLS", "STOPS", "GAPS SEEN", "P50 MS", "P99 MS"):
+    rings, agent = ("GAPS SEEN", "P50 MS", "P99 MS"), ("AGENT P50 MS", "AGENT P99 MS")
+    for heading in ("KILLS", "STOPS", *rings, *agent):
         shown.add_column(heading, justify="right")
     for action in sorted({kill.action for kill in outcome.kills}):
         _row(shown, action, [kill for kill in outcome.kills if kill.action == action])
@@ -24,10 +25,12 @@ def table(outcome: Outcome) -> Table:
 def _row(shown: Table, name: str, kills: list[Kill]) -> None:
     killed = [kill for kill in kills if not kill.was_stopped]
     seen = [kill for kill in killed if kill.gap_seconds is not None]
-    figures = percentiles(killed)
+    figures = percentiles(kill.gap_seconds for kill in killed)
+    agents = percentiles(kill.agent_gap_seconds for kill in killed)
     shown.add_row(
         *(name, str(len(killed)), str(len(kills) - len(killed)), str(len(seen))),
         *(_milliseconds(figures[name]) for name in ("p50", "p99")),
+        *(_milliseconds(agents[name]) for name in ("p50", "p99")),
     )
 
 

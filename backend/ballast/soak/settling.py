@@ -13,6 +13,9 @@ LOOK_SECONDS = 0.05
 KPF_HUGE = 17
 """Bit of a page of the guest's pool of huge pages in /proc/kpageflags, which is all its agent's."""
 
+INSIST_SECONDS = 15.0
+"""How often the target is repeated for a guest that was short of memory and keeps what it got."""
+
 ATTEMPTS = 10
 """The guest's compaction may move a page between the two looks; it does not do so for ever."""
 
@@ -24,15 +27,35 @@ async def settle(lab: Lab) -> None:
         TimedOutError: It does not get there.
         OperatorError: QEMU has ended.
     """
-    deadline = time.monotonic() + SETTLE_SECONDS
+    now = time.monotonic()
+    deadline, insist_at = now + SETTLE_SECONDS, now
     while True:
         status = await lab.status()
         if status["settled"] and status["state"] == "running":
             return
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise TimedOutError(f"the guest did not reach its target: {status}")
+        if status["blocks"]["yielded-bytes"] and now >= insist_at:
+            insist_at = now + INSIST_SECONDS
+            await lab.set_target(status["target-bytes"])
         lab.check_alive()
         await asyncio.sleep(LOOK_SECONDS)
+
+
+async def agent_ready(lab: Lab) -> float:
+    """Wait until the agent in the guest can hand over blocks; return when that was.
+
+    Raises:
+        TimedOutError: It cannot.
+        OperatorError: QEMU has ended.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (obstacle := (await lab.status())["blocks"]["obstacle"]) is not None:
+        if time.monotonic() > deadline:
+            raise TimedOutError(f"the agent takes no blocks: {obstacle}")
+        await asyncio.sleep(LOOK_SECONDS)
+    return time.monotonic()
 
 
 async def compare_books(lab: Lab) -> bool:
