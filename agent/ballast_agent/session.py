@@ -38,6 +38,13 @@ from ballast_protocol.guest_framing import Frame, FrameDecoder
 HELLO_RETRY_SECONDS = 5.0
 """How long the agent waits for a welcome before it introduces itself again."""
 
+FIRST_HELLO_SECONDS = 0.5
+"""How long an agent on a new connection waits to be asked who it is.
+
+A host asks at once. Two introductions that cross would begin two sessions, and whatever was begun
+in the first would end with it. One whose conversation with a former agent goes on does not ask.
+"""
+
 REFUSED_RETRY_SECONDS = 60.0
 """The same, after the host has refused it."""
 
@@ -95,13 +102,15 @@ class AgentSession:
         return min((time for time in (self._next, blocks) if time is not None), default=None)
 
     def connected(self, now: float) -> None:
-        """The host is there: introduce the agent."""
+        """The host is there, and will ask for an introduction; if not, it gets one soon."""
         self._decoder.reset()
         self.output.clear()
         self._greeted = True
+        self._interval = None
+        self._next = now + FIRST_HELLO_SECONDS
         if self.blocks is not None:
             self.blocks.connected(now)
-        self._introduce(now)
+            self._renew_hello()
 
     def disconnected(self, now: float) -> None:
         """The host has gone: what was half said is void."""
@@ -166,10 +175,15 @@ class AgentSession:
         if not request_id and self._hello_bytes and self._hello_bytes in self.output:
             return
         if self.blocks is not None:
-            self.blocks.introduced()
-            self._hello = replace(self._hello, hello_id=self._new_id())
+            self._renew_hello()
         self._hello_bytes = encode(self._hello, request_id)
         self.output += self._hello_bytes
+
+    def _renew_hello(self) -> None:
+        """Have no welcome count but that to the introduction which comes next."""
+        assert self.blocks is not None
+        self.blocks.introduced()
+        self._hello = replace(self._hello, hello_id=self._new_id())
 
     def _be_welcomed(self, welcome: Welcome, now: float) -> None:
         if welcome.protocol_version not in VERSIONS:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ballast_agent.session import (
+    FIRST_HELLO_SECONDS,
     HELLO_RETRY_SECONDS,
     MAX_OUTPUT_BYTES,
     REFUSED_RETRY_SECONDS,
@@ -72,16 +73,27 @@ def welcomed(guest: Guest) -> Guest:
 def test_it_introduces_itself_until_welcomed(guest: Guest) -> None:
     assert guest.session.deadline() is None
     guest.session.connected(0.0)
+    guest.tick_until(FIRST_HELLO_SECONDS)
     assert guest.said() == [(0, HELLO)]
-    guest.tick_until(HELLO_RETRY_SECONDS - 0.1)
+    guest.tick_until(FIRST_HELLO_SECONDS + HELLO_RETRY_SECONDS - 0.1)
     assert guest.said() == []
-    guest.tick_until(HELLO_RETRY_SECONDS)
+    guest.tick_until(FIRST_HELLO_SECONDS + HELLO_RETRY_SECONDS)
     assert guest.said() == [(0, HELLO)]
     assert not guest.session.welcomed
     guest.hears(Welcome(1, 3600.0), now=6.0)
     assert guest.session.welcomed
     guest.tick_until(100.0)
     assert [type(message) for _, message in guest.said()] == [MemoryReport]
+
+
+def test_a_host_that_asks_is_told_once(guest: Guest) -> None:
+    """Introductions that cross would begin two sessions."""
+    guest.session.connected(0.0)
+    guest.tick_until(0.9 * FIRST_HELLO_SECONDS)
+    assert guest.said() == []
+    guest.hears(HelloRequest(), now=0.9 * FIRST_HELLO_SECONDS)
+    guest.tick_until(HELLO_RETRY_SECONDS)
+    assert guest.said() == [(0, HELLO)]
 
 
 def test_an_unread_introduction_is_not_repeated(guest: Guest) -> None:
@@ -130,7 +142,7 @@ def test_a_new_interval_holds_at_once(welcomed: Guest) -> None:
 def test_an_interval_before_the_welcome_changes_nothing(guest: Guest) -> None:
     guest.session.connected(0.0)
     guest.hears(SetInterval(1.0), now=0.0)
-    assert guest.session.deadline() == HELLO_RETRY_SECONDS
+    assert guest.session.deadline() == FIRST_HELLO_SECONDS
 
 
 def test_requests_are_answered_under_their_id(welcomed: Guest) -> None:
@@ -201,9 +213,9 @@ def test_a_lost_connection_leaves_nothing_behind(welcomed: Guest) -> None:
     assert welcomed.session.deadline() is None
     welcomed.session.connected(2.0)
     welcomed.session.receive(encode(ReportRequest(), 4), 2.0)
-    hello, reply = welcomed.said()
-    assert isinstance(hello[1], Hello)
-    assert reply[0] == 4
+    assert [request_id for request_id, _ in welcomed.said()] == [4]
+    welcomed.tick_until(2.0 + FIRST_HELLO_SECONDS)
+    assert [type(message) for _, message in welcomed.said()] == [Hello]
 
 
 def test_requests_wait_while_replies_are_not_read(welcomed: Guest) -> None:

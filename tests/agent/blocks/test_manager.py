@@ -391,7 +391,7 @@ def test_a_killed_agent_is_succeeded(world: World) -> None:
     world.run()
     world.kill_agent()
     world.start_agent()
-    world.run()
+    world.run(1.0)
     assert len(world.ledger) == 100
     assert_books_agree(world)
     world.aim((ANY_NODE, 30))
@@ -419,7 +419,7 @@ def test_an_agent_without_blocks_gives_back_what_it_finds() -> None:
     world.kill_agent()
     world.options = BlockOptions(enabled=False)
     world.start_agent()
-    world.run()
+    world.run(1.0)
     goal = world.aim((ANY_NODE, 50))
     world.run()
     assert world.isolated == world.ledger == set()
