@@ -10,11 +10,14 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 from ballast.keeper.channel import receive
 from ballast.keeper.client import DismissedError, KeeperStore
 from ballast.keeper.supervisor import KEEPER_FD_VARIABLE
+from ballast.keeper.vault import ALIVE
 from ballast_protocol.errors import OperatorError
 
 
@@ -44,6 +47,13 @@ def serve(store: KeeperStore) -> None:
             note(store, "vm/failed", message["FAILED"])
 
 
+def beat(life: int) -> None:
+    """Show signs of life for ever."""
+    while True:
+        os.eventfd_write(life, 1)
+        time.sleep(0.005)
+
+
 def main() -> None:
     behaviour = Path(sys.argv[1]).read_text()
     store = KeeperStore(socket.socket(fileno=int(os.environ[KEEPER_FD_VARIABLE])))
@@ -71,6 +81,11 @@ def main() -> None:
         "vm/takeover",
         f"{behaviour}|{takeover.kind}|{takeover.reason}|{','.join(sorted(left))}",
     )
+    if behaviour.startswith("shows"):
+        life = os.eventfd(1, os.EFD_NONBLOCK)
+        store.put(ALIVE, life)
+        if behaviour == "shows life":
+            threading.Thread(target=beat, args=(life,), daemon=True).start()
     store.ready()
     serve(store)
 

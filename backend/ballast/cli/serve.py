@@ -31,6 +31,7 @@ from ballast.cli.serve_options import (
     SweepWhenFree,
     Target,
     Vms,
+    Watchdog,
 )
 from ballast.daemon import config as configuration
 from ballast.daemon.config import VmConfig
@@ -60,6 +61,7 @@ def serve(
     keeper: Keeper = None,
     no_keeper: NoKeeper = False,
     keeper_timeout: KeeperTimeout = 30.0,
+    watchdog: Watchdog = True,
     mqtt: Mqtt = None,
     qemu_qmp: QemuQmp = None,
     attach: Attach = None,
@@ -74,7 +76,7 @@ def serve(
     line that goes with it.
 
     Two processes do it: a *keeper*, small, which holds QEMU's connections, and a *worker*.
-    When the worker crashes another one goes on, and guests do not notice. SIGHUP, or
+    When the worker crashes or hangs another one goes on, and guests do not notice. SIGHUP, or
     `ballast upgrade`, replaces it by the version that is installed by then.
     """
     if socket_path is not None and fd is not None:
@@ -113,7 +115,13 @@ def serve(
 
     # A daemon says what it does, even if nobody asked for more than warnings.
     logging.getLogger("ballast").setLevel(logging.INFO)
-    serve_kept(load, keeper=keeper, no_keeper=no_keeper, keeper_timeout_seconds=keeper_timeout)
+    serve_kept(
+        load,
+        keeper=keeper,
+        no_keeper=no_keeper,
+        keeper_timeout_seconds=keeper_timeout,
+        watchdog=watchdog,
+    )
 
 
 def _check(configs: list[VmConfig], *, single: bool) -> None:

@@ -116,6 +116,14 @@ KeeperTimeout = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for it to listen.")
 ]
 
+Watchdog = Annotated[
+    bool,
+    typer.Option(
+        help="Replace a worker that does nothing for 30 s (a parent only); --no-watchdog is for "
+        "debuggers."
+    ),
+]
+
 QemuQmp = Annotated[
     Path | None,
     typer.Option(

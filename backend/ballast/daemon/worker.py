@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ballast.daemon import lasting, wishes
+from ballast.daemon.alive import SignOfLife
 from ballast.daemon.config import VmConfig
 from ballast.daemon.keeping import (
     NewKeeper,
@@ -57,7 +58,12 @@ Load = Callable[[], list[VmConfig]]
 
 
 def serve_kept(
-    load: Load, *, keeper: str | None, no_keeper: bool, keeper_timeout_seconds: float
+    load: Load,
+    *,
+    keeper: str | None,
+    no_keeper: bool,
+    keeper_timeout_seconds: float,
+    watchdog: bool = True,
 ) -> None:
     """Serve VMs, and leave what has to outlive this process with whoever is to keep it.
 
@@ -67,6 +73,7 @@ def serve_kept(
             itself, and otherwise for a parent.
         no_keeper: Whether nobody is to keep anything.
         keeper_timeout_seconds: How long to wait for a keeper to listen.
+        watchdog: Whether a parent is to replace a process that hangs.
 
     Raises:
         OperatorError: A VM cannot be served.
@@ -74,7 +81,8 @@ def serve_kept(
     """
     channel = channel_from(os.environ)
     if channel is not None:
-        work(KeeperStore(channel), "parent", load, keeper_from(worker_command()))
+        keep = keeper_from(worker_command())
+        work(KeeperStore(channel), "parent", load, keep, watchdog=watchdog)
     elif no_keeper:
         asyncio.run(serve(load()))
     elif keeper == "systemd" or (keeper is None and is_offered(os.environ)):
@@ -87,7 +95,9 @@ def serve_kept(
         work(KeeperStore(sock), "service", load, keeper_at(path))
 
 
-def work(store: KeeperStore, mode: Mode, load: Load, new_keeper: NewKeeper) -> None:
+def work(
+    store: KeeperStore, mode: Mode, load: Load, new_keeper: NewKeeper, *, watchdog: bool = False
+) -> None:
     """Wait for the keeper's order, and serve.
 
     Args:
@@ -95,6 +105,7 @@ def work(store: KeeperStore, mode: Mode, load: Load, new_keeper: NewKeeper) -> N
         mode: What the keeper is.
         load: Reads the configuration.
         new_keeper: Returns a channel to another keeper when ours is gone; may raise OSError.
+        watchdog: Whether the keeper is to see that we do not hang.
 
     Raises:
         OperatorError: What is to be served cannot be.
@@ -114,7 +125,7 @@ def work(store: KeeperStore, mode: Mode, load: Load, new_keeper: NewKeeper) -> N
             configs = fresh or load()
         else:
             configs = recalled(left) or load()
-        asyncio.run(_serve(store, mode, takeover, left, configs, new_keeper))
+        asyncio.run(_serve(store, mode, takeover, left, configs, new_keeper, watchdog=watchdog))
     except DismissedError:
         return
     except BallastError as error:
@@ -212,6 +223,8 @@ async def _serve(
     left: dict[str, int],
     configs: list[VmConfig],
     new_keeper: NewKeeper,
+    *,
+    watchdog: bool,
 ) -> None:
     allow_open_files()
     kept = Kept(mode, takeover, store.keeper_pid, ask=store.ask_for_upgrade)
@@ -222,12 +235,15 @@ async def _serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, leave, number.name)
         kept.serving()
+        life = SignOfLife(store) if watchdog else None
         store.ready()
         announce(kept, machines)
         await link.until_stopped()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         warn_of_the_connected(machines)
+    if life is not None:
+        life.close()
     store.close()
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 
 from ballast.keeper.logs import say
 from ballast.keeper.loop import HANG_UP, READ, Loop, close_quietly
 from ballast.keeper.messages import MAX_FDS, Message, encode
-from ballast.keeper.vault import CONNECTION, LASTING, LISTENER, Vault, VaultFullError
+from ballast.keeper.vault import ALIVE, CONNECTION, LASTING, LISTENER, Vault, VaultFullError
 from ballast.keeper.worker import Worker
 from ballast.streams.fdstore import check_name
 from ballast_protocol.errors import InternalError
+
+COUNTER_BYTES = 8
+"""What an eventfd is read in."""
 
 ACCEPT_PAUSE_SECONDS = 1.0
 """How long to leave connections waiting when there is no descriptor left for them."""
@@ -88,6 +93,8 @@ class Keeper:
     def hand_over(self, worker: Worker, go: bytes) -> None:
         """Make a worker the one that everything belongs to."""
         self.active = worker
+        # Its own sign of life it brings with it, if it knows how.
+        self.drop(ALIVE)
         for _, fd in self.vault.named(CONNECTION):
             self.loop.forget(fd)
         self.show(worker)
@@ -110,6 +117,22 @@ class Keeper:
                     self.drop(name)
 
         return hung_up
+
+    def sees_life(self) -> bool:
+        """Return whether the worker has shown that it turns since the last call, if it ever does.
+
+        To read costs no waiting, whatever it is that was left under that name.
+        """
+        if ALIVE not in self.vault:
+            return True
+        fd = self.vault[ALIVE]
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        if not poller.poll(0):
+            return False
+        with contextlib.suppress(OSError):
+            os.read(fd, COUNTER_BYTES)
+        return True
 
     # From QEMU -------------------------------------------------------------------------------
 

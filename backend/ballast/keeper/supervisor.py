@@ -47,6 +47,9 @@ SHORTEST_RETRY_SECONDS = 0.1
 
 HEARTBEAT_SECONDS = 5.0
 
+SILENT_BEATS = 6
+"""After so many heartbeats without a sign of life a worker hangs, and is replaced."""
+
 SPARE_RETRY_SECONDS = 10.0
 """Until a spare that could not be loaded is tried again."""
 
@@ -97,6 +100,7 @@ class Supervisor:
         self._was_ever_ready = False
         self._is_upgrading = False
         self._is_stopping = False
+        self._silent_beats = 0
 
     # Starting --------------------------------------------------------------------------------
 
@@ -174,6 +178,19 @@ class Supervisor:
         self._loop.later(HEARTBEAT_SECONDS, self._beat)
         if self._keeper.active is None and self._pending is None:
             self._replace("restart", "nobody served")
+        self._look_for_life()
+
+    def _look_for_life(self) -> None:
+        """End a worker that hangs. Our own beats are counted: we may have stood still as well."""
+        worker = self._keeper.active
+        if self._keeper.sees_life() or worker is None or not worker.is_ready:
+            self._silent_beats = 0
+            return
+        self._silent_beats += 1
+        if self._silent_beats >= SILENT_BEATS:
+            self._silent_beats = 0
+            worker.status = "it hung"
+            worker.kill()
 
     def _hand_over(self, worker: Worker, go: bytes) -> None:
         self._serving_since = None

@@ -11,6 +11,9 @@ LISTENER, CONNECTION = "/listener", "/connection"
 LASTING = ("/listener", "/qmp-listener", "/agent-listener", "/agent", "/lock", "/wishes")
 """How the names end of what a VM keeps when its QEMU has gone."""
 
+ALIVE = "alive"
+"""The name of the eventfd to which a worker adds now and then, to show that it does not hang."""
+
 
 class VaultFullError(Exception):
     """No more descriptors can be held."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ballast.keeper import supervisor
+from ballast.keeper.vault import ALIVE
 from support.fds import none_left_open
 from support.keeping import Supervised, supervised
 
@@ -103,6 +104,57 @@ def test_a_bug_of_the_keeper_s_leaves_nobody_alone(
     it.until(lambda: bool(it.pid))
     assert it.takeover[:3] == ["v1", "restart", "nobody served"]
     assert "a bug of ours: ZeroDivisionError" in capfd.readouterr().err
+
+
+# Hanging
+
+
+@pytest.fixture
+def _quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HEARTBEAT_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("_quick_beats")
+def test_a_worker_that_shows_no_life_any_more_is_replaced(
+    it: Supervised, capfd: pytest.CaptureFixture[str]
+) -> None:
+    it.install("shows life once")
+    it.start()
+    it.install("v1")
+    it.supervisor._beat()
+    it.until(lambda: it.supervisor._counts.restarts == 1)
+    it.until(lambda: bool(it.pid))
+    assert it.takeover[:2] == ["v1", "restart"]
+    assert "was killed by SIGKILL: it hung" in capfd.readouterr().err
+    # This one never said that it would show any.
+    assert ALIVE not in it.keeper.vault
+
+
+@pytest.mark.usefixtures("_quick_beats")
+def test_a_worker_that_goes_on_or_stands_still_for_a_moment_is_left_alone(it: Supervised) -> None:
+    it.install("shows life")
+    it.start()
+    it.supervisor._beat()
+    beats = _beats_of(it)
+    it.until(lambda: next(beats) > 2 * supervisor.SILENT_BEATS)
+    os.kill(it.pid, signal.SIGSTOP)
+    it.until(lambda: it.supervisor._silent_beats >= supervisor.SILENT_BEATS // 2)
+    os.kill(it.pid, signal.SIGCONT)
+    it.until(lambda: it.supervisor._silent_beats == 0)
+    assert it.supervisor._counts.restarts == 0
+
+
+def _beats_of(it: Supervised) -> Iterator[int]:
+    """Count the keeper's heartbeats, which go on meanwhile."""
+    seen, beat = [0], it.supervisor._look_for_life
+
+    def counted() -> None:
+        seen[0] += 1
+        beat()
+
+    it.supervisor._look_for_life = counted  # type: ignore[method-assign]
+    while True:
+        yield seen[0]
 
 
 # Ending
