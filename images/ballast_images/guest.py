@@ -29,6 +29,9 @@ from ballast_protocol.errors import OperatorError
 
 Suite = Literal["trixie", "trixie-backports"]
 
+GUEST_VARIABLE = "BALLAST_GUEST"
+"""Names a directory with a guest that `export_guest` has written: for where none can be built."""
+
 Files = Mapping[str, bytes]
 """Contents by path: read once, so that what is digested is what is built."""
 
@@ -100,7 +103,8 @@ def build_guest(
 ) -> GuestImage:
     """Return the guest image, building it if the cache has none like it.
 
-    Needs the network only for the first image of a suite, or to `refresh` it.
+    Needs the network only for the first image of a suite, or to `refresh` it. Where
+    `BALLAST_GUEST` names a directory, the image is the one in there, whatever the suite.
 
     Args:
         suite: Where the kernel comes from: Debian 13, or its backports, which has a newer one.
@@ -110,6 +114,8 @@ def build_guest(
     Raises:
         OperatorError: The packages cannot be had.
     """
+    if exported := os.environ.get(GUEST_VARIABLE):
+        return _exported(Path(exported))
     shown = reporter or ConsoleReporter()
     tree = provision(
         f"guest-{suite}",
@@ -129,6 +135,32 @@ def build_guest(
                 _prune(directory.parent, suite, time.time())
     os.utime(directory)
     return GuestImage(directory / "vmlinuz", directory / "initrd", _modules(tree).name)
+
+
+def export_guest(image: GuestImage, directory: Path) -> None:
+    """Write a guest into a directory that needs no cache, for `BALLAST_GUEST`.
+
+    Raises:
+        OperatorError: It cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image.kernel, directory / "vmlinuz")
+        shutil.copyfile(image.initrd, directory / "initrd")
+        (directory / "release").write_text(f"{image.kernel_release}\n")
+    except OSError as error:
+        raise OperatorError(f"cannot write a guest to {directory}: {error.strerror}") from error
+
+
+def _exported(directory: Path) -> GuestImage:
+    try:
+        release = (directory / "release").read_text().strip()
+    except OSError as error:
+        raise OperatorError(
+            f"{GUEST_VARIABLE} names {directory}, which holds no guest: {error.strerror}",
+            hint="Write one with `ballast image guest DIRECTORY`, or unset the variable.",
+        ) from error
+    return GuestImage(directory / "vmlinuz", directory / "initrd", release)
 
 
 def _prune(images: Path, suite: Suite, now: float) -> None:

@@ -30,7 +30,18 @@ OptionalVm = Annotated[
 ]
 
 
-def status(vm: OptionalVm = None, as_json: JsonFlag = False) -> None:
+def status(
+    vm: OptionalVm = None,
+    as_json: JsonFlag = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Print nothing; exit status 1 unless there are VMs and all answer: for health "
+            "checks.",
+        ),
+    ] = False,
+) -> None:
     """Show VMs: what they should have, what they have, what the host holds.
 
     ACTUAL is what the guest says, BOOKS what Ballast knows to be given up, HOST what of the
@@ -38,6 +49,9 @@ def status(vm: OptionalVm = None, as_json: JsonFlag = False) -> None:
     """
     names = [vm] if vm else list(served_names())
     found = asyncio.run(_statuses(names, only=vm is not None))
+    if check:
+        _check_all_answer(names, [str(each["name"]) for each in found])
+        return
     if as_json:
         print_json(found[0] if vm else found)
         return
@@ -65,6 +79,14 @@ async def _statuses(names: list[str], *, only: bool) -> list[dict[str, object]]:
             if only:
                 raise
     return found
+
+
+def _check_all_answer(names: list[str], answering: list[str]) -> None:
+    """Raise OperatorError unless there are VMs, and all of them answer."""
+    if not names:
+        raise OperatorError("no VM is being served")
+    if silent := sorted(set(names) - set(answering)):
+        raise OperatorError(f"no answer from {', '.join(silent)}")
 
 
 def _status_table(found: list[dict[str, object]]) -> Table:

@@ -126,3 +126,22 @@ def test_names_are_completed(web: FakeBalloonControl) -> None:
 
     assert complete_vm("w") == ["web"]
     assert complete_vm("x") == []
+
+
+def test_a_health_check_is_silent_if_all_vms_answer(root: Path) -> None:
+    assert run("status", "--check").exit_code == 1
+    with served_vm(root, FakeBalloonControl(name="web")):
+        result = run("status", "--check")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+
+
+def test_a_health_check_names_the_vm_that_does_not_answer(root: Path) -> None:
+    (root / "old").mkdir()
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(root / "old" / "qmp.sock"))
+    with served_vm(root, FakeBalloonControl(name="web")):
+        result = run("status", "--check")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, OperatorError)
+    assert str(result.exception) == "no answer from old"
