@@ -112,10 +112,9 @@ class Machine:
         )
 
     def _ports(self) -> tuple[str, ...]:
-        shell = f"socket,id=shell,path={_socket(self.shell_socket)},server=on,wait=off"
         return (
-            *("-device", "virtio-serial-pci", "-chardev", shell),
-            *("-device", f"virtserialport,chardev=shell,name={PORT_NAME}"),
+            *("-device", "virtio-serial-pci"),
+            *shell_arguments(self.shell_socket),
             *(agent_arguments(self.agent_socket) if self.agent_socket is not None else ()),
         )
 
@@ -170,6 +169,18 @@ def boot_arguments(image: GuestImage, kernel_arguments: tuple[str, ...] = ()) ->
     return (
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
         *("-append", " ".join((*KERNEL_ARGUMENTS, *kernel_arguments))),
+    )
+
+
+def shell_arguments(socket: Path) -> tuple[str, ...]:
+    """Return the port of the guest's shell, which QEMU serves; needs a virtio-serial device.
+
+    Raises:
+        OperatorError: The path cannot be that of a socket.
+    """
+    return (
+        *("-chardev", f"socket,id=shell,path={_socket(socket)},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=shell,name={PORT_NAME}"),
     )
 
 

@@ -12,6 +12,19 @@ from ballast.cli.common import dig
 from ballast.daemon.keeping import become_keeper, default_socket
 from ballast_protocol.errors import OperatorError
 
+OnlyKeeper = Annotated[
+    bool,
+    typer.Option(
+        "--keeper",
+        help="Run a `ballast keeper` beside QEMU and no worker: `ballast serve VM --keeper PATH` "
+        "does the work in another container, may come and go, and has the balloon's options.",
+    ),
+]
+WorkerTimeout = Annotated[
+    float,
+    typer.Option(min=0, metavar="SECONDS", help="With --keeper: how long to wait for a worker."),
+]
+
 
 def keeper(
     socket: Annotated[
@@ -46,8 +59,8 @@ def restarts_text(status: Mapping[str, object]) -> str:
     if parts and reason:
         took = f", guest waited {gap * 1000:.0f} ms" if isinstance(gap, int | float) else ""
         parts.append(f"last: {reason}{took}")
-    if dig(status, "keeper", "mode") in ("parent", "service") and not dig(
-        status, "keeper", "keeper-pid"
-    ):
+    # A keeper in another container has a process id there; here it is 0.
+    is_kept = dig(status, "keeper", "keeper-pid") is not None
+    if dig(status, "keeper", "mode") in ("parent", "service") and not is_kept:
         parts.append("its keeper is gone: do not stop this process while the VM runs")
     return "; ".join(parts)

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from ballast.cli.common import QemuPath, TransportName, Variant, size_argument
+from ballast.cli.keeper import OnlyKeeper, WorkerTimeout
 from ballast.cli.recipes import RecipeFormat, RecipeOutput, ServiceUser, check_options, show
+from ballast.daemon.beside import launch_beside
 from ballast.daemon.config import VmConfig
 from ballast.daemon.launch import LaunchPlan
 from ballast.daemon.launch import launch as launch_vm
@@ -50,6 +52,8 @@ def launch(
     accel: Annotated[
         str, typer.Option(help="kvm, tcg, or auto: kvm if it is proved to work here.")
     ] = "auto",
+    keeper: OnlyKeeper = False,
+    worker_timeout: WorkerTimeout = 60.0,
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print how to run it, and run nothing.")
     ] = False,
@@ -72,6 +76,8 @@ def launch(
         transport=transport,
         variant=variant,
     )
+    if keeper and (target is not None or deflate_on_oom):
+        raise typer.BadParameter("with --keeper, --target and --deflate-on-oom are `serve`'s")
     arguments = tuple(qemu_arguments or ())
     if print_command and form in ELSEWHERE:
         accel = "kvm" if accel == "auto" else accel
@@ -83,7 +89,7 @@ def launch(
     if print_command:
         show(plan, form or "shell", output=output, user=user)
         return
-    status = asyncio.run(launch_vm(plan))
+    status = asyncio.run(launch_beside(plan, worker_timeout) if keeper else launch_vm(plan))
     if status != 0:
         raise OperatorError(f"QEMU ended with status {status}")
 

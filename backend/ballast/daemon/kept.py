@@ -37,7 +37,8 @@ class Kept:
     Attributes:
         mode: Who keeps.
         takeover: Why this process serves, and what became of upgrades since.
-        keeper_pid: The keeper's process; None if there is none, or it is gone.
+        keeper_pid: The keeper's process, 0 if it is in another container; None if there is none, or
+            it is gone.
         gap_seconds: How long QEMU and guests waited for this process; None if nobody did.
         ask: Asks the keeper for an upgrade.
     """

@@ -112,15 +112,19 @@ async def launch(plan: LaunchPlan) -> int:
         # A signal that comes while QEMU starts must find somebody who listens.
         await asyncio.sleep(0)
         try:
-            return await _run(plan, stop)
+            return await run_qemu(plan, [*plan.command(), *plan.own_arguments()], stop)
         finally:
             stop.cancel()
 
 
-async def _run(plan: LaunchPlan, stop: asyncio.Task[signal.Signals]) -> int:
-    """Run QEMU to its end, and end it when `stop` says so."""
+async def run_qemu(plan: LaunchPlan, command: list[str], stop: asyncio.Task[signal.Signals]) -> int:
+    """Run QEMU to its end, and end it when `stop` says so.
+
+    Raises:
+        OperatorError: It cannot be run.
+    """
     try:
-        process = await asyncio.create_subprocess_exec(*plan.command(), *plan.own_arguments())
+        process = await asyncio.create_subprocess_exec(*command)
     except OSError as error:
         raise OperatorError(f"cannot run {plan.qemu}: {error.strerror}") from error
     ended = asyncio.create_task(process.wait())

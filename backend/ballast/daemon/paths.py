@@ -103,6 +103,11 @@ class VmPaths:
         return self.directory / "qemu-qmp.sock"
 
     @property
+    def shell(self) -> Path:
+        """Where our own guest runs commands, if `ballast launch --keeper` started it."""
+        return self.directory / "shell.sock"
+
+    @property
     def lock(self) -> Path:
         """The file that the serving process holds locked."""
         return self.directory / "lock"

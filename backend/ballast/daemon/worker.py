@@ -358,5 +358,5 @@ class KeeperLink:
         self._kept.keeper_pid = self._store.keeper_pid
         self._loop.add_reader(self._store.fileno(), self._readable)
         for machine in self._machines.values():
-            machine.name_holder(self._store.keeper_pid)
+            machine.name_holder(self._store.keeper_pid or os.getpid())
         log.warning("another keeper (process %s) holds everything now", self._store.keeper_pid)
