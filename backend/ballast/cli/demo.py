@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 
 from ballast.cli.common import QemuPath, TransportName, Variant, console, write_text
+from ballast.cli.containers import EngineName, show_in_containers
+from ballast.cli.tour import show_tour
 from ballast.daemon.config import VmConfig
 from ballast.demo import report
 from ballast.demo.run import run_demo
@@ -19,6 +21,24 @@ from ballast_protocol.errors import OperatorError
 
 
 def demo(
+    vm: Annotated[
+        str | None,
+        typer.Option(
+            "--vm",
+            metavar="VM",
+            help="Tell the story on a VM that runs already, started by `ballast launch VM "
+            "--keeper` in another container for example. --json - prints a line for each step.",
+        ),
+    ] = None,
+    containers: Annotated[
+        bool,
+        typer.Option(
+            "--containers",
+            help="Through containers, with docker or podman: QEMU in one, the worker in another. "
+            "`make images` builds them.",
+        ),
+    ] = False,
+    engine: EngineName = None,
     transport: TransportName = "vhost-user",
     variant: Variant = "msix-mapped",
     qemu: QemuPath = None,
@@ -40,6 +60,14 @@ def demo(
     memory really moved. The first run downloads QEMU and a guest; later ones start from the cache.
     """
     progress = Console(stderr=True)
+    if vm is not None or containers:
+        if qemu or plot or append or transport != "vhost-user" or (vm and containers):
+            raise typer.BadParameter("--vm, or --containers with --engine, go with --json only")
+        if vm is not None:
+            show_tour(vm, json_file, progress)
+        else:
+            show_in_containers(engine, json_file, progress)
+        return
     result, record = asyncio.run(
         run_demo(
             qemu,

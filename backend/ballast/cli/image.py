@@ -7,15 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from ballast.cli import containers
 from ballast.cli.common import JsonFlag, QemuPath, console, print_json
 from ballast_images.broker import find_broker
-from ballast_images.guest import build_guest
+from ballast_images.guest import GUEST_VARIABLE, build_guest, export_guest
 from ballast_images.progress import ConsoleReporter
 from ballast_images.qemu import find_qemu
 from ballast_images.zipapp import agent_archive, agent_sources
 from ballast_protocol.errors import InternalError, OperatorError
 
 app = typer.Typer(help="Find or build the QEMU and the guest that Ballast boots.")
+
+
+app.command("containers")(containers.build)
 
 
 @app.callback(no_args_is_help=True)
@@ -37,6 +41,19 @@ def agent(
         output.chmod(0o755)
     except OSError as error:
         raise OperatorError(f"cannot write {output}: {error.strerror}") from error
+
+
+@app.command(
+    help=(
+        "Write the guest, vmlinuz and initrd, into a directory: for an image or a machine that "
+        f"builds none. There, {GUEST_VARIABLE}=DIRECTORY."
+    )
+)
+def guest(
+    directory: Annotated[Path, typer.Argument(help="Where; made if missing.", file_okay=False)],
+) -> None:
+    """Build the guest if need be, and copy it."""
+    export_guest(build_guest(reporter=ConsoleReporter()), directory)
 
 
 @app.command()
