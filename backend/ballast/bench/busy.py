@@ -8,6 +8,7 @@ ends and says in JSON what it has done.
 from __future__ import annotations
 
 import json
+import resource
 import select
 import sys
 import time
@@ -54,6 +55,8 @@ class Guest:
 
 def main() -> None:
     """Keep the guests of the command line busy until told to stop."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
         guests = [Guest(Path(each)) for each in sys.argv[1:]]
         for guest in guests:

@@ -161,14 +161,18 @@ class Ballast:
         transport: What QEMU speaks to it.
         variant: With vfio-user, the kind of PCI function.
         has_agent: An agent in the guest takes its part, in whole blocks of 2 MiB.
+        busy_poll_us: How long it looks for more work before it sleeps, in microseconds.
     """
 
     transport: Transport
     variant: VariantName = "msix-mapped"
     has_agent: bool = False
+    busy_poll_us: int = 0
 
 
 BUILT_IN = "qemu-builtin"
+BUSY_POLL_US = 200
+"""For contestants that look before they sleep."""
 
 CONTESTANTS: dict[str, Ballast | None] = {
     "ballast/vhost-user": Ballast("vhost-user"),
@@ -176,6 +180,8 @@ CONTESTANTS: dict[str, Ballast | None] = {
     "ballast/vfio-user-msix": Ballast("vfio-user", "msix"),
     "ballast/vfio-user-intx": Ballast("vfio-user", "intx"),
     "ballast/huge": Ballast("vhost-user", has_agent=True),
+    "ballast/vhost-user-busy": Ballast("vhost-user", busy_poll_us=BUSY_POLL_US),
+    "ballast/vfio-user-busy": Ballast("vfio-user", busy_poll_us=BUSY_POLL_US),
     BUILT_IN: None,
 }
 """All that can be measured; None is QEMU's own balloon."""
@@ -210,7 +216,8 @@ async def _ballast(setup: Setup, who: str, ballast: Ballast) -> AsyncIterator[Co
     """
     name = who.rpartition("/")[2]
     paths = VmPaths(name, setup.scratch)
-    options = ("--transport", ballast.transport, "--variant", ballast.variant)
+    options = [*("--transport", ballast.transport), *("--variant", ballast.variant)]
+    options += ["--busy-poll-us", str(ballast.busy_poll_us)]
     async with daemon([paths], paths.device(ballast.transport), *options) as pid:
         socket = paths.device(ballast.transport)
         arguments = balloon_arguments(socket, transport=ballast.transport)

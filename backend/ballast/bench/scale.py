@@ -185,13 +185,20 @@ class _Busy:
         await self._say()
 
     async def stop(self) -> tuple[int, float]:
-        """Let them end; return the bytes that they gave up, and in how many seconds."""
+        """Let them end; return the bytes that they gave up, and in how many seconds.
+
+        Raises:
+            OperatorError: They have ended already.
+        """
         await self._say()
         if self._process is None:
             return 0, SECONDS
         assert self._process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
-            done = json.loads(await self._process.stdout.readline())
+            line = await self._process.stdout.readline()
+        if not line:
+            raise OperatorError("the busy guests ended before they were told to")
+        done = json.loads(line)
         return int(done["bytes"]), float(done["seconds"])
 
     async def _say(self) -> None:

@@ -10,6 +10,7 @@ from ballast.cli.common import TransportName, Variant
 from ballast.cli.serve_options import (
     AgentBlocks,
     Attach,
+    BusyPoll,
     ConfigFile,
     DeflateOnOom,
     DeviceId,
@@ -62,6 +63,7 @@ def serve(
     no_keeper: NoKeeper = False,
     keeper_timeout: KeeperTimeout = 30.0,
     watchdog: Watchdog = True,
+    busy_poll_us: BusyPoll = 0,
     mqtt: Mqtt = None,
     qemu_qmp: QemuQmp = None,
     attach: Attach = None,
@@ -121,6 +123,7 @@ def serve(
         no_keeper=no_keeper,
         keeper_timeout_seconds=keeper_timeout,
         watchdog=watchdog,
+        busy_poll_seconds=busy_poll_us / 1e6,
     )
 
 

@@ -124,6 +124,16 @@ Watchdog = Annotated[
     ),
 ]
 
+BusyPoll = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        metavar="MICROSECONDS",
+        help="How long to look for more work before sleeping, at most; 0 sleeps at once.",
+    ),
+]
+
 QemuQmp = Annotated[
     Path | None,
     typer.Option(

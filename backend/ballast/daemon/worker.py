@@ -12,8 +12,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ballast.daemon import lasting, wishes
 from ballast.daemon.alive import SignOfLife
@@ -39,6 +41,7 @@ from ballast.daemon.served import ServedVm
 from ballast.keeper.client import DismissedError, KeeperStore, Takeover
 from ballast.keeper.messages import Message
 from ballast.keeper.systemd import SystemdStore, is_offered
+from ballast.streams import busy_polling
 from ballast.streams.fdstore import FdStore
 from ballast_protocol.errors import BallastError, OperatorError
 
@@ -55,6 +58,7 @@ RECONNECT_SECONDS = 1.0
 """How often to look for another keeper when ours is gone."""
 
 Load = Callable[[], list[VmConfig]]
+Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 def serve_kept(
@@ -64,6 +68,7 @@ def serve_kept(
     no_keeper: bool,
     keeper_timeout_seconds: float,
     watchdog: bool = True,
+    busy_poll_seconds: float = 0.0,
 ) -> None:
     """Serve VMs, and leave what has to outlive this process with whoever is to keep it.
 
@@ -74,29 +79,37 @@ def serve_kept(
         no_keeper: Whether nobody is to keep anything.
         keeper_timeout_seconds: How long to wait for a keeper to listen.
         watchdog: Whether a parent is to replace a process that hangs.
+        busy_poll_seconds: How long to look for work before sleeping, at most.
 
     Raises:
         OperatorError: A VM cannot be served.
         TimedOutError: No keeper listens.
     """
+    run = partial(busy_polling.run, busy_poll_seconds=busy_poll_seconds)
     channel = channel_from(os.environ)
     if channel is not None:
         keep = keeper_from(worker_command())
-        work(KeeperStore(channel), "parent", load, keep, watchdog=watchdog)
+        work(KeeperStore(channel), "parent", load, keep, run=run, watchdog=watchdog)
     elif no_keeper:
-        asyncio.run(serve(load()))
+        run(serve(load()))
     elif keeper == "systemd" or (keeper is None and is_offered(os.environ)):
-        asyncio.run(serve_from_systemd(load()))
+        run(serve_from_systemd(load()))
     elif keeper in (None, "parent"):
         become_parent(load())
     else:
         path = Path(str(keeper))
         sock = wait_for_keeper(path, keeper_timeout_seconds, log.warning)
-        work(KeeperStore(sock), "service", load, keeper_at(path))
+        work(KeeperStore(sock), "service", load, keeper_at(path), run=run)
 
 
 def work(
-    store: KeeperStore, mode: Mode, load: Load, new_keeper: NewKeeper, *, watchdog: bool = False
+    store: KeeperStore,
+    mode: Mode,
+    load: Load,
+    new_keeper: NewKeeper,
+    *,
+    run: Run = asyncio.run,
+    watchdog: bool = False,
 ) -> None:
     """Wait for the keeper's order, and serve.
 
@@ -106,6 +119,7 @@ def work(
         load: Reads the configuration.
         new_keeper: Returns a channel to another keeper when ours is gone; may raise OSError.
         watchdog: Whether the keeper is to see that we do not hang.
+        run: Runs the daemon until it ends.
 
     Raises:
         OperatorError: What is to be served cannot be.
@@ -125,7 +139,7 @@ def work(
             configs = fresh or load()
         else:
             configs = recalled(left) or load()
-        asyncio.run(_serve(store, mode, takeover, left, configs, new_keeper, watchdog=watchdog))
+        run(_serve(store, mode, takeover, left, configs, new_keeper, watchdog=watchdog))
     except DismissedError:
         return
     except BallastError as error:
