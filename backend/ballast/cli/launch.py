@@ -16,7 +16,6 @@ from ballast.daemon.config import VmConfig
 from ballast.daemon.launch import LaunchPlan
 from ballast.daemon.launch import launch as launch_vm
 from ballast.daemon.paths import check_name
-from ballast.daemon.recipes.containers import GUEST
 from ballast.daemon.recipes.formats import ELSEWHERE
 from ballast_images.accelerator import accelerator
 from ballast_images.guest import build_guest
@@ -82,8 +81,7 @@ def launch(
     if print_command and form in ELSEWHERE:
         accel = "kvm" if accel == "auto" else accel
         program = qemu or Path(BINARY)
-        image = None if arguments else GUEST
-        plan = LaunchPlan(config, program, memory, cpus, accel, image, arguments)
+        plan = LaunchPlan(config, program, memory, cpus, accel, None, arguments)
     else:
         plan = _plan_here(config, qemu, memory, cpus, accel, arguments)
     if print_command:

@@ -57,8 +57,8 @@ def test_containers_need_nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch
     for form in ("compose", "kubernetes"):
         result = ballast("--print-command", "--format", form)
         assert result.exit_code == 0
-        assert "-accel kvm" in result.stdout
-        assert "-kernel /guest/vmlinuz" in result.stdout
+        assert "- --accel\n" in result.stdout
+        assert "guest for trials boots" in result.stderr
 
 
 def test_files_can_be_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def compose(plan: LaunchPlan, site: Site) -> Recipe:
     document = {
         "name": dns_label(plan.config.name),
         "services": {"balloon": _worker(plan, site), "vm": _vm(plan, site)},
-        "volumes": {"run": _volume()},
+        "volumes": {"run": {}},
     }
     text = yaml_text(_literal(document), _COMMENT)
     socket = site.paths(plan).qemu_qmp
@@ -28,10 +28,20 @@ def compose(plan: LaunchPlan, site: Site) -> Recipe:
         "Shut the guest down before `docker compose down`, which only gives it the time to flush: "
         f"echo system_powerdown | docker compose exec -T vm qmp-shell {socket}",
         "Upgrade the balloon: docker compose up --detach --no-deps balloon",
+        *_kvm_steps(plan),
         "The worker has no network; to report to an MQTT broker give it one, and --mqtt.",
         *containers.common_steps(plan),
     )
     return Recipe((RecipeFile(Path("compose.yaml"), text),), steps)
+
+
+def _kvm_steps(plan: LaunchPlan) -> tuple[str, ...]:
+    if plan.accelerator != "kvm":
+        return ()
+    return (
+        "Where /dev/kvm is not for everybody, add group_add: with the number of its group to vm "
+        "(stat --format=%g /dev/kvm).",
+    )
 
 
 def _service(image: str, site: Site, memory_bytes: int) -> dict[str, Any]:
@@ -63,18 +73,11 @@ def _vm(plan: LaunchPlan, site: Site) -> dict[str, Any]:
         **_service(site.vm_image, site, containers.vm_memory_bytes(plan)),
         # It starts after the worker, and so is ended before it.
         "depends_on": ["balloon"],
-        "entrypoint": ["/bin/sh", "-ec"],
-        "command": [containers.vm_script(plan, site)],
+        "command": containers.vm_arguments(plan),
         "stop_grace_period": "30s",
         "restart": "on-failure",
         **kvm,
     }
-
-
-def _volume() -> dict[str, Any]:
-    user = containers.USER_ID
-    options = {"type": "tmpfs", "device": "tmpfs", "o": f"uid={user},gid={user},mode=0700"}
-    return {"driver": "local", "driver_opts": options}
 
 
 def _literal(value: Any) -> Any:

@@ -6,25 +6,20 @@ may come and go. They share a directory of sockets: guest memory comes over thes
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from ballast.daemon.launch import LaunchPlan, shell_lines
-from ballast.daemon.recipes.model import Site, migration_steps, serve_arguments
-from ballast_images.guest import GuestImage
+from ballast.daemon.launch import LaunchPlan
+from ballast.daemon.recipes.model import Site, migration_steps, serve_arguments, transport_arguments
 
 USER_ID = 65534
 """Who both run as; nothing in them needs root."""
 
-GUEST = GuestImage(Path("/guest/vmlinuz"), Path("/guest/initrd"), "")
-"""The guest for trials in the image with QEMU."""
-
 WAIT_SECONDS = 600
-"""How long the worker waits for the keeper, whose image may have to be pulled first."""
+"""How long one waits for the other, whose image may have to be pulled first."""
 
 WORKER_MEMORY_BYTES = 256 << 20
-"""What one worker may use, spares and page tables included."""
+"""What one worker may use, page tables included."""
 
 QEMU_OVERHEAD_BYTES = 512 << 20
 """What QEMU and the keeper may use besides the guest's memory."""
@@ -41,22 +36,22 @@ def worker_arguments(plan: LaunchPlan, site: Site) -> list[str]:
     return [*serve_arguments(plan, site.paths(plan)), *keeper]
 
 
-def vm_script(plan: LaunchPlan, site: Site) -> str:
-    """Return the shell script that runs keeper and QEMU; QEMU is the container's process 1.
+def vm_arguments(plan: LaunchPlan) -> list[str]:
+    """Return what `ballast` is told in the container of QEMU.
 
-    QEMU gives up if nobody listens when it starts, so it waits for the worker.
+    It runs a keeper, and QEMU as soon as the worker serves. QEMU is the one of the image.
     """
-    paths = site.paths(plan)
-    device = paths.device(plan.config.transport)
-    return (
-        f"ballast keeper --socket {keeper_socket(site)} &\n"
-        f"until [ -S {device} ]; do sleep 0.1; done\n"
-        f"exec {shell_lines(_inside(plan).command(paths))}\n"
-    )
+    # What QEMU would show, nobody would see; the operator may still say something else after it.
+    arguments = ("--", "-display", "none", *plan.arguments) if plan.arguments else ()
+    return [
+        *("launch", plan.config.name, "--keeper", "--worker-timeout", str(WAIT_SECONDS)),
+        *("--memory", str(plan.memory_bytes), "--cpus", str(plan.cpus)),
+        *("--accel", plan.accelerator, *transport_arguments(plan), *arguments),
+    ]
 
 
 def power_down_script(plan: LaunchPlan, site: Site) -> str:
-    """Return what presses the guest's power button, and waits until QEMU has ended."""
+    """Return what presses the guest's power button, and waits until its container has ended."""
     socket = site.paths(plan).qemu_qmp
     return f"echo system_powerdown | qmp-shell {socket} && exec tail --pid=1 -f /dev/null\n"
 
@@ -69,15 +64,10 @@ def vm_memory_bytes(plan: LaunchPlan) -> int:
 def common_steps(plan: LaunchPlan) -> Iterator[str]:
     """Yield what is to be known of the containers."""
     if plan.arguments:
-        yield "Mount whatever files your QEMU arguments name into the container of QEMU."
+        yield (
+            "Mount whatever files your QEMU arguments name into the container of QEMU, where user "
+            f"{USER_ID} may use them."
+        )
+    else:
+        yield "The image's guest for trials boots; for one of your own add QEMU arguments after --."
     yield from migration_steps(plan)
-
-
-def _inside(plan: LaunchPlan) -> LaunchPlan:
-    """Return the plan as the image with QEMU has it."""
-    return dataclasses.replace(
-        plan,
-        qemu=Path(plan.qemu.name),
-        image=GUEST if plan.image else None,
-        arguments=("-display", "none", *plan.arguments) if plan.arguments else (),
-    )

@@ -28,15 +28,20 @@ def kubernetes(plan: LaunchPlan, site: Site) -> Recipe:
         "Push both images where the cluster pulls from, and name them in the pod.",
         f"kubectl apply -f {name}.yaml",
         f"kubectl exec {name} -c balloon -- ballast status",
-        *(
-            (f"{KVM_RESOURCE} is a device plugin's: your cluster's may have another name.",)
-            if plan.accelerator == "kvm"
-            else ()
-        ),
         "Guest memory is charged to the container qemu; as the balloon inflates the charge falls.",
+        *_kvm_steps(plan),
         *containers.common_steps(plan),
     )
     return Recipe((RecipeFile(Path(f"{name}.yaml"), text),), steps)
+
+
+def _kvm_steps(plan: LaunchPlan) -> tuple[str, ...]:
+    if plan.accelerator != "kvm":
+        return ()
+    return (
+        f"{KVM_RESOURCE} is a device plugin's: your cluster's may have another name. Where "
+        "/dev/kvm is not for everybody, add its group to supplementalGroups.",
+    )
 
 
 def _pod(plan: LaunchPlan, site: Site, name: str) -> dict[str, Any]:
@@ -112,8 +117,7 @@ def _qemu(plan: LaunchPlan, site: Site) -> dict[str, Any]:
     power_down = ["/bin/sh", "-ec", containers.power_down_script(plan, site)]
     return {
         **_container("qemu", site.vm_image, site),
-        "command": ["/bin/sh", "-ec"],
-        "args": [_not_expanded(containers.vm_script(plan, site))],
+        "args": [_not_expanded(each) for each in containers.vm_arguments(plan)],
         "resources": _resources(containers.vm_memory_bytes(plan), **devices),
         "lifecycle": {"preStop": {"exec": {"command": power_down}}},
     }
@@ -124,6 +128,6 @@ def _resources(memory_bytes: int, **devices: str) -> dict[str, Any]:
     return {"requests": memory | {"cpu": "100m"}, "limits": memory | devices}
 
 
-def _not_expanded(script: str) -> str:
-    """Return a script in which Kubernetes sees no `$(VARIABLE)`."""
-    return script.replace("$(", "$$(")
+def _not_expanded(word: str) -> str:
+    """Return an argument in which Kubernetes sees no `$(VARIABLE)`."""
+    return word.replace("$(", "$$(")

@@ -76,9 +76,15 @@ def serve_arguments(plan: LaunchPlan, paths: VmPaths) -> list[str]:
         arguments += ["--target", str(config.target)]
     if config.deflate_on_oom:
         arguments.append("--deflate-on-oom")
-    if config.transport == "vfio-user":
-        arguments += ["--transport", config.transport, "--variant", config.variant]
-    return arguments
+    return [*arguments, *transport_arguments(plan)]
+
+
+def transport_arguments(plan: LaunchPlan) -> tuple[str, ...]:
+    """Return what `ballast` is told of a transport that is not the default."""
+    config = plan.config
+    if config.transport == "vhost-user":
+        return ()
+    return "--transport", config.transport, "--variant", config.variant
 
 
 def private_files(plan: LaunchPlan, site: Site) -> list[Path]:

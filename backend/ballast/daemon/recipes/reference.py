@@ -41,7 +41,8 @@ _TITLES: dict[Format, tuple[str, str, str]] = {
     "compose": (
         "Compose",
         "yaml",
-        "Two containers: QEMU with the [keeper](keeper.md), and the worker.",
+        "Two containers: QEMU with the [keeper](keeper.md), and the worker, in the images of "
+        "`make images` ([containers](containers.md)).",
     ),
     "kubernetes": ("Kubernetes", "yaml", "The same two containers as a pod, the worker a sidecar."),
 }

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from ballast.cli import launch as cli_launch
+from ballast.cli import serve as cli_serve
+from ballast.cli.main import app
+from ballast.daemon.config import VmConfig
+from ballast.daemon.keeping import default_socket
+from ballast.daemon.launch import LaunchPlan
 from ballast.daemon.recipes import containers
 from ballast.daemon.recipes.compose import compose
 from ballast.daemon.recipes.kubernetes import KVM_RESOURCE, kubernetes
 from ballast.daemon.recipes.model import Site, dns_label
-from support.plans import AWKWARD, debian_files, from_shell, plan
+from support.plans import AWKWARD, debian_files, plan
 
 SITE = Site()
-EVERY = [plan(), plan(*AWKWARD), plan(accelerator="tcg", transport="vfio-user")]
+EVERY = [
+    plan(),
+    plan(*AWKWARD, target="512M"),
+    plan(accelerator="tcg", transport="vfio-user", variant="intx"),
+]
 KUBERNETES = "1.31"
 """Sidecars have a field of their own since 1.29."""
 
@@ -42,54 +50,53 @@ def project(vm: Any) -> dict[str, Any]:
 # What runs in them -----------------------------------------------------------------------------
 
 
-def qemu_of(script: str) -> list[str]:
-    return from_shell(script.partition("exec ")[2])
+@pytest.mark.parametrize("vm", EVERY)
+def test_the_container_of_qemu_runs_the_plan(vm: LaunchPlan) -> None:
+    planned: list[Any] = []
+
+    async def beside(plan: LaunchPlan, timeout_seconds: float) -> int:
+        planned.append(timeout_seconds)
+        return 0
+
+    def plan_here(*what: Any) -> LaunchPlan:
+        planned.extend(what)
+        return vm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli_launch, "launch_beside", beside)
+        patch.setattr(cli_launch, "_plan_here", plan_here)
+        result = CliRunner().invoke(app, containers.vm_arguments(vm))
+    assert result.exit_code == 0, result.output
+    config, qemu, memory_bytes, cpus, accelerator, arguments, timeout_seconds = planned
+    # What the balloon is to do, the worker is told.
+    assert config == vm.config.model_copy(update={"target": None})
+    assert (qemu, memory_bytes, cpus, accelerator) == (None, 1 << 30, 2, vm.accelerator)
+    assert arguments == (("-display", "none", *vm.arguments) if vm.arguments else ())
+    assert timeout_seconds == containers.WAIT_SECONDS
 
 
-def test_qemu_is_told_what_the_plan_says() -> None:
-    vm = plan(*AWKWARD)
-    program, *words = qemu_of(containers.vm_script(vm, SITE))
-    assert program == "qemu-system-x86_64"
-    expected = vm.command(SITE.paths(vm))[1 : -len(AWKWARD)]
-    assert words == [*expected, "-display", "none", *AWKWARD]
+def test_the_worker_serves_the_plan_from_the_keeper() -> None:
+    vm = plan(target="512M", transport="vfio-user", variant="intx")
+    served: dict[str, Any] = {}
+
+    def serve(load: Callable[[], list[VmConfig]], **options: Any) -> None:
+        served.update(options, configs=load())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli_serve, "serve_kept", serve)
+        result = CliRunner().invoke(app, containers.worker_arguments(vm, SITE))
+    assert result.exit_code == 0, result.output
+    (config,) = served["configs"]
+    assert config == vm.config.model_copy(update={"qemu_qmp": SITE.paths(vm).monitor})
+    assert served["keeper"] == str(default_keeper(SITE))
+    assert served["keeper_timeout_seconds"] == containers.WAIT_SECONDS
 
 
-def programs(directory: Path) -> dict[str, str]:
-    """Return an environment in which keeper and QEMU are scripts that say what they were told."""
-    for name in ("ballast", "qemu-system-x86_64"):
-        script = directory / name
-        script.write_text(
-            f'#!/bin/sh\nfor each in "$@"; do printf "%s\\0" "$each"; done >{directory}/{name}.said'
-            f"\nmv {directory}/{name}.said {directory}/{name}.told\n"
-        )
-        script.chmod(0o755)
-    return {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
-
-
-def told(directory: Path, name: str) -> Sequence[str]:
-    return (directory / f"{name}.told").read_text().split("\0")[:-1]
-
-
-def test_qemu_starts_when_the_worker_listens(tmp_path: Path) -> None:
-    site, vm = Site(runtime=tmp_path / "run"), plan(*AWKWARD)
-    site.paths(vm).directory.mkdir(parents=True)
-    script = containers.vm_script(vm, site)
-    process = subprocess.Popen(["/bin/sh", "-ec", script], env=programs(tmp_path))
-    with socket.socket(socket.AF_UNIX) as listener:
-        keeper, deadline = tmp_path / "ballast.told", time.monotonic() + 60
-        while not keeper.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert not (tmp_path / "qemu-system-x86_64.told").exists()
-        listener.bind(str(site.paths(vm).vhost_user))
-        assert process.wait(60) == 0
-    assert told(tmp_path, "ballast") == ["keeper", "--socket", f"{tmp_path}/run/keeper.sock"]
-    assert told(tmp_path, "qemu-system-x86_64") == qemu_of(script)[1:]
-
-
-def test_both_speak_of_the_same_keeper() -> None:
-    words = containers.worker_arguments(plan(), SITE)
-    assert words[words.index("--keeper") + 1] in containers.vm_script(plan(), SITE)
+def default_keeper(site: Site) -> Path:
+    """Where `ballast launch --keeper` has its keeper, in an image with this runtime directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BALLAST_RUNTIME_DIR", str(site.runtime))
+        return default_socket()
 
 
 # Compose ---------------------------------------------------------------------------------------
@@ -118,8 +125,8 @@ def test_compose_reads_what_was_meant(tmp_path: Path, compose_program: list[str]
     assert (result.returncode, result.stderr) == (0, "")
     services = json.loads(result.stdout)["services"]
     # It prints what could be read again, `$` written twice.
-    script = services["vm"]["command"][0].replace("$$", "$")
-    assert script == containers.vm_script(vm, SITE)
+    words = [each.replace("$$", "$") for each in services["vm"]["command"]]
+    assert words == containers.vm_arguments(vm)
     assert services["balloon"]["command"] == containers.worker_arguments(vm, SITE)
     assert list(services["vm"]["depends_on"]) == ["balloon"]
 
@@ -181,9 +188,9 @@ def test_qemu_may_use_the_guests_memory_and_some_more() -> None:
 
 
 def test_kubernetes_expands_nothing() -> None:
-    (script,) = pod(plan(*AWKWARD))["spec"]["containers"][0]["args"]
-    assert not re.search(r"(?<!\$)\$\(", script)
-    assert script.replace("$$(", "$(") == containers.vm_script(plan(*AWKWARD), SITE)
+    words = pod(plan(*AWKWARD))["spec"]["containers"][0]["args"]
+    assert not any(re.search(r"(?<!\$)\$\(", each) for each in words)
+    assert [each.replace("$$(", "$(") for each in words] == containers.vm_arguments(plan(*AWKWARD))
 
 
 @pytest.mark.parametrize(
