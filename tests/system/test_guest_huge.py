@@ -22,7 +22,7 @@ from support.system import GIB, MIB, Guest, allocated_bytes, booted, eventually,
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
 RAM_BYTES = GIB
-DIRTY_BYTES = 768 * MIB
+DIRTY_BYTES = 640 * MIB
 FREED_SHARE = 0.9
 """Of what the guest had touched: it has some of that back by the time we look."""
 
@@ -32,6 +32,9 @@ guest's kernel reports its free pages by itself."""
 
 SLACK_BYTES = 8 * MIB
 """What two boots of the same guest differ in, more or less: measured up to 5 MiB."""
+
+SWEEPS = 2
+"""The first one may begin while the process that has freed its memory is still about to end."""
 
 QUIET_SECONDS = 4.0
 """The kernel reports a free page about two seconds after it became free (mm/page_reporting.c)."""
@@ -103,18 +106,21 @@ async def test_a_sweep_gives_back_what_the_kernel_s_reporting_would(
     balloon = guest.balloon
     assert "PAGE_REPORTING" not in str(balloon.status()["features"])
     await guest.memtool(f"dirty --bytes {DIRTY_BYTES}")
-    before = allocated_bytes(balloon)
-    done = await balloon.blocks.sweep(None, 60.0)
     by_sweep = allocated_bytes(balloon)
-    print(f"host-resident: {by_sweep / MIB:.0f} MiB after a sweep, ", end="")
-    print(f"{kernel_resident_bytes / MIB:.0f} MiB by the kernel's reporting")
-    assert isinstance(done["freed-bytes"], int)
-    assert done["freed-bytes"] > FREED_SHARE * (before - by_sweep)
+    for _ in range(SWEEPS):
+        before = by_sweep
+        done = await balloon.blocks.sweep(None, 60.0)
+        by_sweep = allocated_bytes(balloon)
+        print(f"host-resident: {by_sweep / MIB:.0f} MiB after a sweep: {done['reason']}")
+        assert isinstance(done["freed-bytes"], int)
+        assert done["freed-bytes"] > FREED_SHARE * (before - by_sweep) - SLACK_BYTES
+        await asyncio.sleep(1.0)
+    print(f"host-resident: {kernel_resident_bytes / MIB:.0f} MiB by the kernel's reporting")
     # The guest has all of it again.
     assert balloon.actual_bytes == RAM_BYTES
     assert balloon.device.blocks.sweep_bytes == 0
     assert by_sweep <= LIKE_THE_KERNEL_S * kernel_resident_bytes + SLACK_BYTES
-    await verified(guest, 384 * MIB)
+    await verified(guest, 128 * MIB)
     await guest.assert_well()
 
 
@@ -150,7 +156,7 @@ async def test_agent_and_kernel_share_a_target_whatever_happens(guest: Guest) ->
 
     balloon.set_target(RAM_BYTES)
     await has_size(balloon, RAM_BYTES, 0)
-    await verified(guest, 640 * MIB)
+    await verified(guest, 400 * MIB)
     await guest.assert_well()
     assert "Out of memory" not in await guest.run("dmesg")
 

@@ -58,8 +58,14 @@ class Region:
 
     def fill(self) -> None:
         """Write every page."""
+        for _ in self.filling():
+            pass
+
+    def filling(self) -> Iterator[int]:
+        """Write every page, a block at a time; yield how many bytes are written."""
         for start, data in self._blocks():
             self._memory[start : start + len(data)] = data
+            yield start + len(data)
 
     def wrong_pages(self, is_stopped: Any = None) -> tuple[int, list[int]]:
         """Compare every page; return the bytes compared and the offsets of pages that differ."""
@@ -144,6 +150,64 @@ def verify_loop(size: int, seed: int, stop_file: str, remap: bool) -> dict[str, 
             region.fill()
 
 
+class ReleaseWatch:
+    """Sees how soon the pool of huge pages shrinks when memory is short.
+
+    Attributes:
+        seconds: The longest that it took; None if it was not short, or the pool did not shrink.
+    """
+
+    def __init__(self, alarm: int) -> None:
+        self.seconds: float | None = None
+        self._alarm = alarm
+        self._short_since: float | None = None
+        self._pool = 0
+
+    def look(self, values: dict[str, int], now: float) -> None:
+        """Take note of what /proc/meminfo says at a time."""
+        pool = values["HugePages_Total"]
+        if self._short_since is not None and pool < self._pool:
+            self.seconds = max(self.seconds or 0.0, now - self._short_since)
+            self._short_since = None
+        elif self._short_since is None and pool and values["MemAvailable"] < self._alarm:
+            self._short_since = now
+        self._pool = pool
+
+
+def demand(size: int, seed: int, rate: int, alarm: int) -> dict[str, Any]:
+    """Ask for memory as fast as a process that has begun to work, and look how that goes.
+
+    Args:
+        size: Bytes to write, and to verify in the end.
+        seed: Which pattern.
+        rate: Bytes a second; 0 for as many as there can be.
+        alarm: Below so many available bytes the guest is short of memory.
+
+    Returns:
+        `longest_step_seconds` is the time that the slowest block of 1 MiB took; `release_seconds`
+        how long the guest was short of memory before huge pages went back.
+    """
+    region, watch = Region(size, Pattern(seed)), ReleaseWatch(alarm)
+    longest, started = 0.0, time.monotonic()
+    before = started
+    for written in region.filling():
+        now = time.monotonic()
+        longest = max(longest, now - before)
+        watch.look(meminfo(), now)
+        if rate:
+            time.sleep(max(0.0, started + written / rate - time.monotonic()))
+        before = time.monotonic()
+    seconds = before - started
+    verified, wrong = region.wrong_pages()
+    region.close()
+    return {
+        **_verdict(verified, wrong, passes=1),
+        "seconds": seconds,
+        "longest_step_seconds": longest,
+        "release_seconds": watch.seconds,
+    }
+
+
 def _verdict(verified: int, wrong: list[int], passes: int) -> dict[str, Any]:
     return {
         "verified_bytes": verified,
@@ -201,13 +265,16 @@ def meminfo(path: str = "/proc/meminfo") -> dict[str, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="memtool", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("dirty", "fill", "verify-loop"):
+    for name in ("dirty", "fill", "verify-loop", "demand"):
         command = commands.add_parser(name)
         command.add_argument("--bytes", type=int, required=True)
         command.add_argument("--seed", type=int, default=1)
         if name == "verify-loop":
             command.add_argument("--stop-file", default="")
             command.add_argument("--remap", action="store_true")
+        elif name == "demand":
+            command.add_argument("--rate", type=int, default=0, help="bytes a second")
+            command.add_argument("--alarm", type=int, default=0, help="available bytes")
     flagged = commands.add_parser("ballooned")
     flagged.add_argument("--bit", type=int, default=KPF_OFFLINE)
     commands.add_parser("meminfo")
@@ -224,6 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
         result = fill(options.bytes, options.seed)
     elif options.command == "verify-loop":
         result = verify_loop(options.bytes, options.seed, options.stop_file, options.remap)
+    elif options.command == "demand":
+        result = demand(options.bytes, options.seed, options.rate, options.alarm)
     elif options.command == "ballooned":
         result = {"runs": flagged_pages(options.bit)}
     else:

@@ -115,3 +115,32 @@ def test_meminfo_is_in_bytes(tmp_path: Path) -> None:
     path = tmp_path / "meminfo"
     path.write_text("MemTotal:        2048 kB\nHugePages_Total:       3\n")
     assert memtool.meminfo(str(path)) == {"MemTotal": 2 << 20, "HugePages_Total": 3}
+
+
+def test_memory_is_demanded_at_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--bytes", str(3 << 20), "--rate", str(10 << 20)]
+    assert memtool.main(["demand", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["seconds"] >= 0.3
+    assert 0 < result["longest_step_seconds"] <= result["seconds"]
+    assert (result["verified_bytes"], result["wrong_pages"]) == (3 << 20, 0)
+    assert result["release_seconds"] is None
+
+
+def test_a_release_lasts_from_the_first_shortage_to_a_smaller_pool() -> None:
+    watch = memtool.ReleaseWatch(50)
+
+    def look(available: int, pool: int, now: float) -> None:
+        watch.look({"MemAvailable": available, "HugePages_Total": pool}, now)
+
+    for available, pool, now in ((60, 9, 0.0), (60, 8, 1.0), (40, 8, 2.0), (30, 8, 3.0)):
+        look(available, pool, now)
+        assert watch.seconds is None
+    look(80, 4, 3.5)
+    assert watch.seconds == 1.5
+    look(40, 4, 5.0)
+    look(80, 2, 5.25)
+    assert watch.seconds == 1.5, "the longest"
+    look(40, 0, 6.0)
+    look(40, 0, 9.0)
+    assert watch.seconds == 1.5, "there is nothing left to be released"
