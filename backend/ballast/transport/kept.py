@@ -32,6 +32,8 @@ class KeptFds:
 
     def settle(self) -> None:
         """Let go of what is not wanted: the state that is saved does not speak of it any more."""
+        if not self._unwanted:
+            return
         for what in self._unwanted:
             self._store.drop(what)
         self._held -= self._unwanted

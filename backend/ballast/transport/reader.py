@@ -56,6 +56,12 @@ class Connection(Protocol[_Arrived_co]):
     def receive(self, data: bytes, fd_count: int = 0) -> _Arrived_co | None:
         """Take in the bytes wanted; return what is to be served, or None if a payload follows."""
 
+    def recall(self, message: bytes) -> _Arrived_co | None:
+        """Take in a whole message without descriptors, if it is of a kind that comes all the time.
+
+        Returns None, and has taken in nothing, if it has to be received.
+        """
+
 
 @dataclass
 class Position:
@@ -196,6 +202,10 @@ class MessageReader(Generic[Arrived]):
                 self._keep(last)
         self._window = b"" if is_ours and self.fds else window
         self._has_more = len(window) != self._size
+        if not self._has_more and not self.fds:
+            arrived = self._connection.recall(window)
+            if arrived is not None:
+                return arrived
         return self._connection.receive(window[:head], len(self.fds))
 
     def _keep(self, found: FdSet) -> None:

@@ -165,6 +165,9 @@ class ServerConnection:
                 raise
             raise type(error)(f"{name_of(self._header.command)}: {error}") from error
 
+    def recall(self, message: bytes) -> None:
+        """Take in nothing: no message of this protocol comes twice, for each has its own id."""
+
     def _receive(self, data: bytes, fd_count: int) -> Request | Completion | None:
         if self._header is not None:
             if fd_count:

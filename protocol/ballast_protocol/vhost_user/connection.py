@@ -18,19 +18,23 @@ refusal if it wants an answer, and the connection goes on.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from ballast_protocol.errors import InternalError, MalformedError, PeerError, TruncatedError
 from ballast_protocol.vhost_user import events
 from ballast_protocol.vhost_user.events import Event
+from ballast_protocol.vhost_user.headers import (
+    check_header,
+    config_head,
+    read_header,
+    reply_header,
+    status_payload,
+)
 from ballast_protocol.vhost_user.message import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     MAX_CONFIG_SIZE,
-    REPLY_FLAGS,
     ConfigAccess,
     Header,
-    HeaderFlag,
     ProtocolFeature,
     Request,
     U64Payload,
@@ -45,8 +49,8 @@ from ballast_protocol.vhost_user.rules import (
     name_of,
 )
 
-# Inverting an IntFlag forgets the bits that it does not name, so masks are plain numbers here.
-_KNOWN_FLAGS = int(HeaderFlag.VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY)
+_CONFIG_HEAD_BYTES = Header.SIZE + ConfigAccess.SIZE
+_MAX_KNOWN = 16
 
 
 class BackendConnection:
@@ -98,6 +102,7 @@ class BackendConnection:
         self._header: Header | None = None
         self._fd_count = 0
         self._pending: tuple[Header, Rule, Event] | None = None
+        self._known: dict[bytes, tuple[Header, Rule]] = {}
 
     # Receiving
 
@@ -140,19 +145,47 @@ class BackendConnection:
                 raise
             raise type(error)(f"{name_of(self._header.request)}: {error}") from error
 
+    def recall(self, message: bytes) -> Event | None:
+        """Take in a whole message without descriptors, if it begins like one that was in order.
+
+        Only accesses to the config space are recalled: a guest's CPU waits for each. Returns None,
+        and has taken in nothing, if the message has to be looked at in the ordinary way.
+        """
+        known = self._known.get(message[:_CONFIG_HEAD_BYTES])
+        if known is None or self._header is not None or self._pending is not None or self.broken:
+            return None
+        header, rule = known
+        if len(message) != Header.SIZE + header.size or rule.decode is None:
+            return None
+        event = rule.decode(message[Header.SIZE :], 0)
+        self._pending = (header, rule, event)
+        return event
+
+    def _remember(self, header: Header, rule: Rule, payload: bytes) -> None:
+        """Have messages recalled that begin like this one; its header stands for what was checked.
+
+        What follows the head is data, of which any is in order.
+        """
+        if len(self._known) < _MAX_KNOWN:
+            self._known[header.pack() + payload[: ConfigAccess.SIZE]] = header, rule
+
     def _receive(self, data: bytes, fd_count: int) -> Event | None:
         if self._header is not None:
             if fd_count:
                 raise MalformedError("file descriptors came in the middle of the message")
             return self._finish(self._header, data)
         # Kept even if it is refused, so that the error can name the request.
-        self._header, self._fd_count = _header(data), fd_count
-        _check_header(data, fd_count)
+        self._header, self._fd_count = read_header(data), fd_count
+        check_header(data, fd_count)
         return None if self._header.size else self._finish(self._header, b"")
 
     def _finish(self, header: Header, payload: bytes) -> Event:
         rule = RULES.get(header.request, UNKNOWN)
         event = self._decode(header, rule, payload)
+        if isinstance(event, events.GetConfig | events.SetConfig):
+            self._remember(header, rule, payload)
+        elif isinstance(event, events.SetProtocolFeatures):
+            self._known.clear()
         if header.request == Request.SET_LOG_BASE and self._agreed(ProtocolFeature.LOG_SHMFD):
             rule = replace(rule, reply=Reply.STATUS)
         self._pending = (header, rule, event)
@@ -265,7 +298,7 @@ class BackendConnection:
             self._pending = None
             return b""
         if rule.reply in (Reply.ON_DEMAND, Reply.STATUS):
-            return self._reply(_status(rule.accepted if ok else rule.refused))
+            return self._reply(status_payload(rule.accepted if ok else rule.refused))
         if ok:
             raise InternalError(f"{name_of(self._pending[0].request)} wants {rule.reply.value}")
         return self._reply(b"")
@@ -306,7 +339,7 @@ class BackendConnection:
         if not isinstance(event, events.GetConfig) or len(config) != self._config_size:
             raise InternalError(f"{len(config)} bytes of config space answer {event!r}")
         part = config[event.offset : event.offset + event.size].ljust(event.size, b"\0")
-        return self._reply(ConfigAccess(event.offset, event.size, event.flags).pack() + part)
+        return self._reply(config_head(event.offset, event.size, event.flags) + part)
 
     def _expect(self, reply: Reply) -> Event:
         if self._pending is None or self._pending[1].reply is not reply:
@@ -317,51 +350,6 @@ class BackendConnection:
     def _reply(self, payload: bytes) -> bytes:
         if self._pending is None:
             raise InternalError("a reply, but no request is pending")
-        message = _reply_header(self._pending[0].request, len(payload)) + payload
+        message = reply_header(self._pending[0].request, len(payload)) + payload
         self._pending = None
         return message
-
-
-# The same few requests come over and over, and a guest's CPU waits for each: what depends on
-# nothing but their bytes is kept.
-
-
-@lru_cache(maxsize=64)
-def _header(data: bytes) -> Header:
-    """Read a header."""
-    return Header.unpack(data)
-
-
-@lru_cache(maxsize=64)
-def _check_header(data: bytes, fd_count: int) -> None:
-    """Refuse a header that no request may have.
-
-    Raises:
-        MalformedError: So it is.
-    """
-    header = _header(data)
-    if header.flags & HeaderFlag.VERSION_MASK != HeaderFlag.VERSION:
-        raise MalformedError(f"flags {int(header.flags):#x} are of another protocol version")
-    if header.flags & HeaderFlag.REPLY:
-        raise MalformedError("a reply, though nothing was asked")
-    if int(header.flags) & ~_KNOWN_FLAGS:
-        raise MalformedError(f"flags {int(header.flags):#x} have unknown bits")
-    rule = RULES.get(header.request, UNKNOWN)
-    least, most = rule.sizes
-    if not least <= header.size <= most:
-        raise MalformedError(f"a payload of {header.size} bytes, not {least} to {most}")
-    fewest, highest = rule.fds
-    if not fewest <= fd_count <= highest:
-        raise MalformedError(f"{fd_count} file descriptors came, not {fewest} to {highest}")
-
-
-@lru_cache(maxsize=64)
-def _reply_header(request: int, size: int) -> bytes:
-    """Return what a reply begins with."""
-    return Header(request, REPLY_FLAGS, size).pack()
-
-
-@lru_cache(maxsize=8)
-def _status(value: int) -> bytes:
-    """Return the payload of an acknowledgement."""
-    return U64Payload(value).pack()
