@@ -132,6 +132,7 @@ class HugeBalloon:
         self._saved, self._boot_id = state, state.boot_id
         if self._link.blocks is not None:
             self._link.blocks.boot_id = state.boot_id
+            self._pressure = (False, self._link.blocks.counters.pressure_releases)
         self.shares.update(state.shares)
         self._device.blocks.presumed_bytes = self._held_bytes = state.held_bytes
         self._device.elsewhere_bytes = state.relied_bytes
@@ -140,6 +141,7 @@ class HugeBalloon:
             state.relied_bytes,
             is_yielding=state.is_yielding,
             now=self._clock(),
+            view=self._view(),
         )
         # What is wanted now nobody has said yet: the governor begins after this.
         self._division.see(self._view(), self._clock())

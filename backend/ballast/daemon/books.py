@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ballast.balloon.device import BalloonDevice
+from ballast.guest_link.link import GuestLink
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
 from ballast_protocol.virtio.balloon import PAGE_SIZE
 
@@ -23,6 +24,17 @@ def status(device: BalloonDevice) -> dict[str, int]:
         "difference-bytes": _kernel_bytes(device) - device.actual_pages * PAGE_SIZE,
         "waiting-bytes": device.pages.waiting_bytes(),
         "kept-bytes": device.pages.kept.count * PAGE_SIZE,
+    }
+
+
+def counters(device: BalloonDevice, link: GuestLink) -> dict[str, object]:
+    """Return all that counts what happens to a guest's balloon and agent, by what it is of."""
+    of_blocks = {} if link.blocks is None else {"sessions": link.blocks.counters}
+    return {
+        "balloon": device.metrics,
+        "blocks": device.blocks.metrics,
+        "agent": link.counters,
+        **of_blocks,
     }
 
 

@@ -25,7 +25,6 @@ from ballast.daemon.version import qmp_version
 from ballast.daemon.wishes import Settings, Wishes
 from ballast.guest_link.events import LinkEvent
 from ballast.guest_link.link import GuestLink
-from ballast.guest_status import hyphenated
 from ballast.memory.residency import HostMemory
 from ballast.policy.resize import Observation, attainable, is_there
 from ballast.qmp.monitor import QemuMonitor
@@ -117,6 +116,7 @@ class VirtualMachine:
         self._lock: NameLock | None = None
         self._mqtt_status: Callable[[], Mapping[str, object]] | None = None
         self.governor = GovernorLoop(self, config.governor(), save=self._wishes.save_governor)
+        self._counters = self._wishes.count(books.counters(self.device, self.agent))
         if (state := self._wishes.blocks()) is not None:
             self.blocks.restore(state)
         self._begin_governor(self._wishes.governor())
@@ -151,6 +151,7 @@ class VirtualMachine:
                 await self.close()
             raise
         self._polling.restart()
+        self._counters.start()
 
     async def close(self) -> None:
         """Stop listening, let go of the guest's memory, give the name up."""
@@ -365,7 +366,7 @@ class VirtualMachine:
                 "state": device.hinting.state.value,
                 "hinted-bytes": device.hinting.hinted_bytes,
             },
-            "counters": hyphenated(device.metrics.as_dict()),
+            "counters": self._counters.told("balloon"),
             "transport": self._transport.status(),
             "agent": self.agent.status(),
             "mqtt": self._mqtt_status() if self._mqtt_status else None,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ballast.daemon.blocks import BlocksState
+from ballast.daemon.counters import CountersState, KeptCounters
 from ballast.mqtt.promises import Promises
 from ballast.state.document import Document, adapter_of
 from ballast.state.file import StateFile
@@ -55,6 +56,7 @@ class Wishes:
         """Take over what a predecessor left."""
         self._store = store
         self._file: StateFile | None = None
+        self._counters: KeptCounters | None = None
         left = store.take(WHAT)
         if left is not None:
             with _told("all that was asked for"):
@@ -73,6 +75,12 @@ class Wishes:
     def settings(self) -> Settings | None:
         """Return the settings; None if none were changed."""
         return self._load("settings", Settings)
+
+    def count(self, groups: Mapping[str, object]) -> KeptCounters:
+        """Have counters go on from what a predecessor has counted; closed with these wishes."""
+        left = self._load("counters", CountersState)
+        self._counters = KeptCounters(groups, left, self._save_counters)
+        return self._counters
 
     def promises(self) -> Promises | None:
         """Return what is owed to those who sent targets over MQTT; None if nothing ever was."""
@@ -95,6 +103,10 @@ class Wishes:
         """Keep the settings."""
         Document(self._record("settings"), Settings).save(settings)
 
+    def _save_counters(self, state: CountersState) -> None:
+        """Keep what was counted."""
+        Document(self._record("counters"), CountersState).save(state)
+
     def save_promises(self, promises: Promises) -> None:
         """Keep what is owed to those who sent targets over MQTT."""
         Document(self._record("mqtt"), Promises).save(promises)
@@ -107,6 +119,8 @@ class Wishes:
 
     def close(self) -> None:
         """Forget them; the store forgets them too."""
+        if self._counters is not None:
+            self._counters.close()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -115,7 +129,7 @@ class Wishes:
 
 def warm_up() -> None:
     """Do beforehand what takes time, for a process that is to take over at once when it has to."""
-    for kind in (BlocksState, Settings):
+    for kind in (BlocksState, CountersState, Settings):
         adapter_of(kind)
 
 

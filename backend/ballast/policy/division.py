@@ -125,7 +125,13 @@ class Division:
             self.deadline = now + PATIENCE_SECONDS
 
     def resume(
-        self, wanted_bytes: int, relied_bytes: int, *, is_yielding: bool, now: float
+        self,
+        wanted_bytes: int,
+        relied_bytes: int,
+        *,
+        is_yielding: bool,
+        now: float,
+        view: AgentView | None = None,
     ) -> None:
         """Go on where a predecessor stopped, whose agent may have to be waited for.
 
@@ -134,7 +140,9 @@ class Division:
             relied_bytes: What of it the agent was relied on for.
             is_yielding: Whether the guest keeps what it needed.
             now: The time.
+            view: What is known of the agent: what it has done before is no news.
         """
+        self._view = view or AgentView()
         self.wanted_bytes = wanted_bytes
         self.relied_bytes = min(relied_bytes // BLOCK_BYTES * BLOCK_BYTES, self.goal_bytes)
         self.is_yielding = is_yielding

@@ -177,7 +177,7 @@ STATUS = Record(
         Member("features", ListOf(STRING), "Features that the guest's driver accepted."),
         Member("features-offered", ListOf(STRING), "Features that it could accept."),
         Member("hinting", ANY, "The round of free-page hints."),
-        Member("counters", ANY, "What has happened since the daemon started."),
+        Member("counters", ANY, "What has happened since the daemon started; its workers go on."),
         Member("transport", ANY, "The connection to QEMU."),
         Member("agent", ANY, "The agent in the guest, with its last report."),
         Member("mqtt", ANY, "The connection to an MQTT broker; null if there should be none."),

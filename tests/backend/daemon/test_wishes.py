@@ -94,6 +94,9 @@ async def test_a_vm_goes_on_with_what_was_asked_of_it(store: MemoryStore, tmp_pa
     first.set_target(256 * MIB)
     first.governor.hold("maintenance")
     first.stats_polling_interval = 77
+    first.device.metrics.inflate_pages = 12
+    first.device.blocks.metrics.reports = 2
+    told = first.status()
     kept = Kept("parent", Takeover("restart"), os.getpid())
     second = VirtualMachine(config, paths=paths, store=part(store), kept=kept)
     await second.start()
@@ -101,6 +104,9 @@ async def test_a_vm_goes_on_with_what_was_asked_of_it(store: MemoryStore, tmp_pa
     assert second.device.target_bytes == 256 * MIB
     assert second.governor.status()["hold"] == first.governor.status()["hold"]
     assert second.stats_polling_interval == 77
+    assert second.status()["counters"] == told["counters"]
+    assert second.device.metrics.inflate_pages == 12
+    assert second.device.blocks.metrics.reports == 2
     await second.close()
     assert not paths.directory.exists()
     await first.close()

@@ -285,6 +285,16 @@ def test_a_successor_goes_on_and_waits_for_the_agent() -> None:
     assert story.shares == (64, 24)
 
 
+def test_what_an_agent_gave_up_for_a_predecessor_is_no_news_to_a_successor() -> None:
+    story = Story(view=AgentView())
+    before = AgentView(held_bytes=40 * MIB, pressure_releases=3)
+    story.division.resume(64 * MIB, 64 * MIB, is_yielding=False, now=story.now, view=before)
+    story.division.see(before, story.now)
+    assert not story.division.is_yielding
+    story.division.see(replace(before, is_usable=True, pressure_releases=4), story.now)
+    assert story.division.is_yielding
+
+
 def test_less_than_a_block_is_the_kernel_s() -> None:
     story = Story()
     story.want(BLOCK_BYTES - PAGE)
