@@ -13,7 +13,7 @@ def table(outcome: Outcome) -> Table:
     """Return a line for each action and one for all together."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     shown.add_column("WHILE")
-    rings, agent = ("GAPS SEEN", "P50 MS", "P99 MS"), ("AGENT P50 MS", "AGENT P99 MS")
+    rings, agent = ("GAPS SEEN", "P50 MS", "P99 MS"), ("AGENT P50", "P99 MS")
     for heading in ("KILLS", "STOPS", *rings, *agent):
         shown.add_column(heading, justify="right")
     for action in sorted({kill.action for kill in outcome.kills}):
