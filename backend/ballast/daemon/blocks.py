@@ -153,12 +153,19 @@ class HugeBalloon:
         if not book.presumed_bytes:
             return
         if session is not None and session.is_open and self._presumption is None:
-            loop = asyncio.get_running_loop()
-            self._presumption = loop.call_later(GRACE_SECONDS, self._presume_nothing)
+            self._go_on_presuming()
         if book.known_hold_bytes >= book.presumed_bytes:
             book.presumed_bytes = 0
 
-    def _presume_nothing(self) -> None:
+    def _go_on_presuming(self) -> None:
+        known, loop = self._device.blocks.known_hold_bytes, asyncio.get_running_loop()
+        self._presumption = loop.call_later(GRACE_SECONDS, self._presume_nothing, known)
+
+    def _presume_nothing(self, known_bytes: int) -> None:
+        """Presume no more, unless the agent has told more meanwhile: it may have much to tell."""
+        if self._device.blocks.known_hold_bytes > known_bytes:
+            self._go_on_presuming()
+            return
         self._presumption = None
         self._device.blocks.presumed_bytes = 0
         self.look()
@@ -216,6 +223,7 @@ class HugeBalloon:
         return AgentView(
             is_usable=self._obstacle() is None,
             held_bytes=self._device.blocks.hold_bytes,
+            known_bytes=self._device.blocks.known_hold_bytes,
             has_settled=session.has_settled,
             pressure_releases=session.counters.pressure_releases,
             is_pressed=status is not None and status.pressure,

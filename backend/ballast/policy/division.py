@@ -46,7 +46,8 @@ class AgentView:
 
     Attributes:
         is_usable: It is there and takes blocks in this guest.
-        held_bytes: What it holds.
+        held_bytes: What it holds, or is presumed to.
+        known_bytes: What of that has been reported; less after a takeover, until it is told again.
         has_settled: It has done what the present goal asks, or has said that it cannot.
         pressure_releases: How often it has let go of blocks because the guest needed them.
         is_pressed: The guest is short of memory now.
@@ -54,9 +55,15 @@ class AgentView:
 
     is_usable: bool = False
     held_bytes: int = 0
+    known_bytes: int = 0
     has_settled: bool = False
     pressure_releases: int = 0
     is_pressed: bool = False
+
+    @property
+    def progress_bytes(self) -> int:
+        """A number that grows with what the agent does: it takes blocks, or tells of them again."""
+        return self.held_bytes + self.known_bytes
 
 
 class Division:
@@ -173,18 +180,18 @@ class Division:
     def _wait(self, seconds: float, now: float) -> None:
         """Begin to wait for the agent: progress counts from what it holds now."""
         self.deadline = now + seconds
-        self._mark_bytes, self._setbacks = self._view.held_bytes, 0
+        self._mark_bytes, self._setbacks = self._view.progress_bytes, 0
 
     def _has_progressed(self) -> bool:
-        """Tell whether the agent holds more than it has since the wait began."""
-        held = self._view.held_bytes
-        if held < self._mark_bytes and self._setbacks < MAX_SETBACKS:
+        """Tell whether the agent holds or has told more than it has since the wait began."""
+        now = self._view.progress_bytes
+        if now < self._mark_bytes and self._setbacks < MAX_SETBACKS:
             # Its host may have lost the book, and be told it again, which takes a while.
-            self._mark_bytes = held
+            self._mark_bytes = now
             self._setbacks += 1
-        if not self._view.is_usable or held <= self._mark_bytes:
+        if not self._view.is_usable or now <= self._mark_bytes:
             return False
-        self._mark_bytes = held
+        self._mark_bytes = now
         return True
 
     def _settle_for_less(self) -> None:

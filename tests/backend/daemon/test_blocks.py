@@ -357,3 +357,17 @@ async def test_a_successor_relies_on_the_agent_as_before_though_it_knows_the_mac
     state = vm.blocks.state()
     assert (state.relied_bytes, state.held_bytes) == (wanted, held)
     await vm.close()
+
+
+async def test_a_successor_presumes_for_as_long_as_the_agent_goes_on_telling(
+    vm: VirtualMachine, machine: Machine, agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ballast.daemon.blocks.GRACE_SECONDS", 600.0)
+    presumed = RAM_BYTES - 5 * BLOCK_BYTES
+    vm.device.blocks.presumed_bytes = 5 * BLOCK_BYTES
+    for number in range(3):
+        await agent.report(span(4 + number))
+        vm.blocks._presume_nothing(number * BLOCK_BYTES)
+        assert vm.actual_bytes == presumed
+    vm.blocks._presume_nothing(3 * BLOCK_BYTES)
+    assert vm.actual_bytes == RAM_BYTES - 3 * BLOCK_BYTES

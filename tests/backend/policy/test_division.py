@@ -285,6 +285,18 @@ def test_a_successor_goes_on_and_waits_for_the_agent() -> None:
     assert story.shares == (64, 24)
 
 
+def test_an_agent_that_tells_a_successor_what_it_holds_makes_progress() -> None:
+    story = Story(view=AgentView())
+    story.division.resume(64 * MIB, 64 * MIB, is_yielding=False, now=story.now)
+    story.holds(40 * MIB, is_usable=True)
+    for known in range(4, 44, 4):
+        story.wait(0.9 * PATIENCE_SECONDS)
+        story.agent(known_bytes=known * MIB)
+        assert story.shares == (64, 0)
+    story.wait(LATER)
+    assert story.shares == (64, 24)
+
+
 def test_what_an_agent_gave_up_for_a_predecessor_is_no_news_to_a_successor() -> None:
     story = Story(view=AgentView())
     before = AgentView(held_bytes=40 * MIB, pressure_releases=3)
