@@ -112,13 +112,20 @@ class Stack:
         self._started: list[str] = []
 
     def __enter__(self) -> Stack:
-        for network in self.project.networks:
-            self.engine.call("network", "create", f"{self._prefix}-{network}")
-        for volume in self.project.volumes:
-            self.engine.call("volume", "create", f"{self._prefix}-{volume}")
+        try:
+            for network in self.project.networks:
+                self.engine.call("network", "create", f"{self._prefix}-{network}")
+            for volume in self.project.volumes:
+                self.engine.call("volume", "create", f"{self._prefix}-{volume}")
+        except BaseException:
+            self._remove_all()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._remove_all()
+
+    def _remove_all(self) -> None:
         for service in reversed(self._started):
             self._quietly("kill", self.container(service))
             self._quietly("rm", "--force", self.container(service))

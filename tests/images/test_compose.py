@@ -6,7 +6,7 @@ import pytest
 
 from ballast_images.compose import Stack, read_project, run_arguments
 from ballast_images.container_images import checkout
-from ballast_images.engine import Engine
+from ballast_images.engine import Engine, EngineError
 from ballast_protocol.errors import InternalError, OperatorError
 
 FILE = checkout() / "docker" / "compose.yaml"
@@ -71,6 +71,17 @@ def test_everything_is_removed_at_the_end(stack: Stack, tmp_path: Path) -> None:
         *("kill p-vm", "rm --force p-vm", "kill p-broker", "rm --force p-broker"),
         *("volume rm --force p-run", "network rm p-mqtt"),
     ]
+
+
+def test_what_was_made_is_removed_if_the_rest_cannot_be(tmp_path: Path) -> None:
+    program = tmp_path / "podman"
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ntest "$1 $2" != "volume create"\n'
+    program.write_text(script)
+    program.chmod(0o755)
+    stack = Stack(Engine("podman", program), read_project(FILE), "p")
+    with pytest.raises(EngineError, match="volume create"):
+        stack.__enter__()
+    assert told(tmp_path)[-1] == "network rm p-mqtt"
 
 
 def test_a_container_that_was_killed_leaves_its_name(stack: Stack, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ account of QEMU's container must bear out: inflating lowers what that is charged
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ballast.demo.tour import DOES, Account, TourStep
 from ballast_images.compose import Stack, read_project
@@ -20,7 +23,6 @@ from ballast_images.progress import Reporter
 from ballast_protocol.errors import OperatorError
 
 COMPOSE_FILE = Path("docker/compose.yaml")
-PREFIX = "ballast-demo"
 VM = "web"
 
 REQUIRED_SHARE = 0.8
@@ -50,7 +52,8 @@ def run_in_containers(engine: Engine, root: Path, reporter: Reporter) -> list[Ch
     Raises:
         OperatorError: A container fails.
     """
-    with Stack(engine, read_project(root / COMPOSE_FILE), PREFIX) as stack:
+    project = read_project(root / COMPOSE_FILE)
+    with ended_by_sigterm(), Stack(engine, project, f"ballast-demo-{os.getpid()}") as stack:
         with reporter.step(f"Starting broker, worker and QEMU with {engine.name}"):
             for service in ("broker", "balloon", "vm"):
                 stack.start(service)
@@ -63,6 +66,20 @@ def run_in_containers(engine: Engine, root: Path, reporter: Reporter) -> list[Ch
         if bad := {service: status for service, status in statuses.items() if status}:
             raise OperatorError(f"containers ended badly: {bad}\n{_last_words(stack)}")
     return steps
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end what is done here as Ctrl-C does: with everything removed."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise OperatorError(f"stopped by {signal.Signals(number).name}")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tour(stack: Stack, reporter: Reporter) -> Iterator[ChargedStep]:
