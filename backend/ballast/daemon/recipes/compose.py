@@ -48,7 +48,6 @@ def _service(image: str, site: Site, memory_bytes: int) -> dict[str, Any]:
     return {
         "image": image,
         "user": f"{containers.USER_ID}:{containers.USER_ID}",
-        "environment": {"BALLAST_RUNTIME_DIR": str(site.runtime)},
         "read_only": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],

@@ -104,7 +104,7 @@ def _worker(plan: LaunchPlan, site: Site) -> dict[str, Any]:
         # A worker that hangs is replaced, and the guest goes on. It serves as soon as QEMU's
         # container is there, which may have to be pulled.
         "livenessProbe": {
-            "exec": {"command": ["ballast", "status", plan.config.name]},
+            "exec": {"command": ["ballast", "status", "--check"]},
             "initialDelaySeconds": containers.WAIT_SECONDS,
             "periodSeconds": 30,
             "timeoutSeconds": 20,

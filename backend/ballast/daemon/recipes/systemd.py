@@ -106,7 +106,8 @@ def _sysusers(plan: LaunchPlan, site: Site) -> str:
 
 def _balloon(plan: LaunchPlan, site: Site) -> str:
     name, paths = plan.config.name, site.paths(plan)
-    serve = [str(site.ballast), *serve_arguments(plan, paths)]
+    # systemd before 254 does not say that it keeps descriptors, but does.
+    serve = [str(site.ballast), *serve_arguments(plan, paths), "--keeper", "systemd"]
     return _BALLOON.format(
         name=name,
         user=site.user,

@@ -73,6 +73,7 @@ def test_systemd_starts_what_the_plan_says() -> None:
     assert [program, *arguments[2:]] == vm.command(SITE.paths(vm))
     serve = from_systemd(value(units["ballast-web.service"], "ExecStart"))
     assert serve[:3] == ["/opt/ballast/bin/ballast", "serve", "web"]
+    assert serve[-2:] == ["--keeper", "systemd"]
 
 
 def test_systemd_keeps_the_balloon_and_ends_it_last() -> None:
