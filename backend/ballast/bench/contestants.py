@@ -68,9 +68,13 @@ class Contestant:
         total -= sum(
             cpu_seconds(Path(f"/proc/{pid}/task/{thread}/stat")) for thread in self.cpu_threads
         )
-        if self.backend_pid is not None:
-            total += cpu_seconds(Path(f"/proc/{self.backend_pid}/stat"))
-        return total
+        return total + (self.backend_cpu_seconds() or 0)
+
+    def backend_cpu_seconds(self) -> float | None:
+        """Return what of it the backend has spent; None if that is QEMU itself."""
+        if self.backend_pid is None:
+            return None
+        return cpu_seconds(Path(f"/proc/{self.backend_pid}/stat"))
 
     def resident_bytes(self) -> int:
         """Return how much of the guest's memory the host holds (QEMU's RssShmem)."""

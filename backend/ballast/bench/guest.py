@@ -103,20 +103,23 @@ async def _round(contestant: Contestant, boot: str, memory: str) -> list[Measure
     found = []
     for work, target in (("inflate", SMALL_BYTES), ("deflate", GUEST_BYTES)):
         before = contestant.resident_bytes()
-        cpu, started = contestant.host_cpu_seconds(), time.monotonic()
+        backend, cpu = contestant.backend_cpu_seconds(), contestant.host_cpu_seconds()
+        started = time.monotonic()
         await contestant.balloon.set(target)
         await _until(contestant, target)
         if work == "inflate" and memory == "touched":
             await _until_freed(contestant, before - int(SMALL_BYTES * FREED_SHARE))
+        seconds, spent = time.monotonic() - started, contestant.backend_cpu_seconds()
         found.append(
             Measurement(
                 work=work,
                 who=contestant.who,
                 boot=boot,
                 memory=memory,
-                seconds=time.monotonic() - started,
+                seconds=seconds,
                 host_cpu_seconds=contestant.host_cpu_seconds() - cpu,
                 freed_bytes=before - contestant.resident_bytes(),
+                backend_cpu_seconds=None if backend is None or spent is None else spent - backend,
             )
         )
     return found

@@ -93,15 +93,17 @@ def _table(title: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for heading in ("WORK", "WHO"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("SECONDS", "MIN-MAX", "HOST CPU", "FREED"):
+    for heading in ("SECONDS", "MIN-MAX", "CPU S", "OURS", "FREED"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
+        backend = row.backend_cpu_seconds_median
         table.add_row(
             row.work,
             row.who,
             f"{row.seconds_median:.2f}",
             f"{min(row.seconds_all):.2f}-{max(row.seconds_all):.2f}",
             f"{row.host_cpu_seconds_median:.2f}",
+            "-" if backend is None else f"{backend:.2f}",
             format_size(row.freed_bytes_median),
         )
     return table

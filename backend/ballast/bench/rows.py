@@ -25,6 +25,8 @@ class Measurement:
         vms: How many VMs took part.
         buffers: How many buffers went through a ring; 0 if nobody counted.
         latency_p99_seconds: Of requests beside the work, where they were measured.
+        backend_cpu_seconds: What of `host_cpu_seconds` the backend has spent, where it is a process
+            of its own.
     """
 
     work: str
@@ -38,6 +40,7 @@ class Measurement:
     vms: int = 1
     buffers: int = 0
     latency_p99_seconds: float | None = None
+    backend_cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Row:
         freed_bytes_median: Of all rounds.
         latency_p99_seconds: The median of all rounds.
         buffers: As in `Measurement`, in one round.
+        backend_cpu_seconds_median: Of all rounds.
     """
 
     work: str
@@ -73,6 +77,7 @@ class Row:
     freed_bytes_median: int
     latency_p99_seconds: float | None
     buffers: int = 0
+    backend_cpu_seconds_median: float | None = None
 
 
 def summarise(measurements: Iterable[Measurement]) -> list[Row]:
@@ -89,6 +94,7 @@ def _row(group: list[Measurement]) -> Row:
     seconds = [each.seconds for each in group]
     cpu = [each.host_cpu_seconds for each in group]
     latencies = [each.latency_p99_seconds for each in group if each.latency_p99_seconds is not None]
+    backend = [each.backend_cpu_seconds for each in group if each.backend_cpu_seconds is not None]
     return Row(
         work=first.work,
         who=first.who,
@@ -103,6 +109,7 @@ def _row(group: list[Measurement]) -> Row:
         freed_bytes_median=int(statistics.median(each.freed_bytes for each in group)),
         latency_p99_seconds=statistics.median(latencies) if latencies else None,
         buffers=first.buffers,
+        backend_cpu_seconds_median=statistics.median(backend) if backend else None,
     )
 
 

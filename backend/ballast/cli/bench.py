@@ -82,7 +82,8 @@ def guest(
 
     Guests that differ in nothing else run side by side, each with 2 GiB of memory, and take turns.
     Debian's kernels zero every page that they allocate, which hides the balloon's own cost; so a
-    boot with `init_on_alloc=0` is measured too.
+    boot with `init_on_alloc=0` is measured too. CPU is that of QEMU, without the threads that run
+    the guest, and of the backend; OURS is what of it the backend spent.
     """
     reporter = ConsoleReporter()
     found = find_qemu(qemu, reporter=reporter)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from ballast.bench.contestants import cpu_seconds
@@ -21,6 +22,16 @@ def test_rounds_become_medians_and_keep_every_value() -> None:
     ]
     assert rows[0].host_cpu_seconds_median == 0.2
     assert rows[0].freed_bytes_median == 200
+
+
+def test_what_the_backend_spent_is_told_apart() -> None:
+    rows = summarise(
+        [
+            *(replace(measurement("a", 1.0), backend_cpu_seconds=cpu) for cpu in (0.1, 0.3, 0.2)),
+            measurement("b", 1.0),
+        ]
+    )
+    assert [row.backend_cpu_seconds_median for row in rows] == [0.2, None]
 
 
 def test_different_work_is_never_mixed() -> None:
