@@ -26,6 +26,7 @@ from ballast_protocol.virtio.pci.config_space import (
 from ballast_protocol.virtio.pci.registers import RegisterTable
 from ballast_protocol.virtio.pci.structures import PciCfg, StructureType
 
+_BUS_MASTER = int(Command.BUS_MASTER)
 _WINDOW_LENGTHS = (1, 2, 4)
 
 
@@ -157,6 +158,11 @@ class ConfigSpace:
     def command(self) -> Command:
         """The COMMAND register."""
         return Command(Header.COMMAND.get(self._image))
+
+    @property
+    def is_bus_master(self) -> bool:
+        """Whether the function may access memory."""
+        return bool(Header.COMMAND.get(self._image) & _BUS_MASTER)
 
     @property
     def is_msix_enabled(self) -> bool:

@@ -42,6 +42,9 @@ _NATURAL_SIZES = (1, 2, 4)
 _NOTIFICATION_SIZES = (2, 4)
 """A notification is the queue's index, with NOTIFICATION_DATA also its position."""
 
+_READY = int(DeviceStatus.DRIVER_OK)
+_READY_MASK = _READY | int(DeviceStatus.NEEDS_RESET)
+
 
 class VirtioPci:
     """One PCI function with one virtio device behind it.
@@ -104,11 +107,9 @@ class VirtioPci:
     @property
     def is_running(self) -> bool:
         """Whether queues may be served: a driver is ready, nothing is broken, DMA is allowed."""
-        return (
-            DeviceStatus.DRIVER_OK in self.status
-            and DeviceStatus.NEEDS_RESET not in self.status
-            and Command.BUS_MASTER in self._config.command
-        )
+        # Asked several times for each notification, so without making flags of the numbers.
+        is_ready = self._registers.state.status & _READY_MASK == _READY
+        return is_ready and self._config.is_bus_master
 
     def queue_state(self, index: int) -> QueueState | None:
         """Return a queue as the driver set it up, not yet used; None if it is not enabled.

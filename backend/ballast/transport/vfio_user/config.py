@@ -88,7 +88,7 @@ class ConfigSharing:
 
     def watch(self) -> None:
         """Look at the page soon: the driver writes `actual` after it has seen a used buffer."""
-        if self._page is None:
+        if self._page is None or (self._timer is not None and self._looks == 0):
             return
         self._looks = 0
         if self._timer is not None:

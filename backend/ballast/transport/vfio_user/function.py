@@ -160,7 +160,8 @@ class Function:
             self.config.written(write.region, write.offset, write.data)
             caused = self._pci.write(write.region, write.offset, write.data)
             # What came before a reset must not be done after it.
-            effects = caused if pci.DeviceReset() in caused else effects + caused
+            is_reset = any(isinstance(effect, pci.DeviceReset) for effect in caused)
+            effects = caused if is_reset else effects + caused
         self._carry_out(effects)
 
     def reset(self) -> None:
