@@ -6,7 +6,8 @@ https://libvirt.org/kbase/qemu-passthrough-security.html.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,14 +22,12 @@ from ballast.daemon.recipes.model import (
     private_steps,
 )
 from ballast_images.guest import KERNEL_ARGUMENTS, GuestImage
-from ballast_images.machine import AGENT_PORT_NAME
+from ballast_images.machine import agent_arguments
 
 NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 QEMU_USER = "libvirt-qemu"
 """Who libvirt runs QEMU as, in Debian."""
-
-_AGENT_RECONNECT_SECONDS = 1
 
 
 def libvirt(plan: LaunchPlan, site: Site) -> Recipe:
@@ -77,7 +76,7 @@ def domain(plan: LaunchPlan, paths: VmPaths) -> ElementTree.Element:
     _boot(root, plan.image)
     ElementTree.SubElement(ElementTree.SubElement(root, "features"), "acpi")
     ElementTree.SubElement(root, "cpu", mode="host-passthrough" if is_kvm else "maximum")
-    _devices(root, plan, paths)
+    _devices(root, plan)
     _passed_on(root, _arguments(plan, paths))
     return root
 
@@ -95,28 +94,44 @@ def _boot(root: ElementTree.Element, image: GuestImage | None) -> None:
         _text(boot, "cmdline", " ".join(KERNEL_ARGUMENTS))
 
 
-def _devices(root: ElementTree.Element, plan: LaunchPlan, paths: VmPaths) -> None:
+def _devices(root: ElementTree.Element, plan: LaunchPlan) -> None:
     devices = ElementTree.SubElement(root, "devices")
     _text(devices, "emulator", str(plan.qemu))
     serial = ElementTree.SubElement(devices, "serial", type="pty")
     ElementTree.SubElement(serial, "target", port="0")
-    channel = ElementTree.SubElement(devices, "channel", type="unix")
-    source = ElementTree.SubElement(channel, "source", mode="connect", path=str(paths.agent))
-    ElementTree.SubElement(
-        source, "reconnect", enabled="yes", timeout=str(_AGENT_RECONNECT_SECONDS)
-    )
-    ElementTree.SubElement(channel, "target", type="virtio", name=AGENT_PORT_NAME)
+    ElementTree.SubElement(devices, "controller", type="virtio-serial", index="0")
     # libvirt adds a balloon of QEMU's own to a domain that does not say this.
     ElementTree.SubElement(devices, "memballoon", model="none")
 
 
 def _arguments(plan: LaunchPlan, paths: VmPaths) -> list[str]:
     transport = plan.config.transport
-    return [
+    ours = [
         *balloon_arguments(plan.config.socket_path or paths.device(transport), transport=transport),
+        # As a <channel> with <reconnect>, libvirt 9 gives it an option that QEMU 11.1 has no more.
+        *agent_arguments(paths.agent),
         *monitor_arguments(paths.monitor),
-        *plan.arguments,
     ]
+    return [*_devices_as_json(ours), *plan.arguments]
+
+
+def _devices_as_json(arguments: Iterable[str]) -> Iterator[str]:
+    """Yield arguments with their devices in JSON, as libvirt has its own.
+
+    QEMU makes all other devices before those: a balloon would take the place on the bus that
+    libvirt has chosen for a device of its own, and the agent's port would find no controller.
+    """
+    before = ""
+    for each in arguments:
+        yield _device_as_json(each) if before == "-device" and not each.startswith("{") else each
+        before = each
+
+
+def _device_as_json(device: str) -> str:
+    driver, *options = device.split(",")
+    pairs = (option.split("=", 1) for option in options)
+    values = {name: int(text) if text.isdigit() else text for name, text in pairs}
+    return json.dumps({"driver": driver, **values})
 
 
 def _passed_on(root: ElementTree.Element, arguments: Iterable[str]) -> None:

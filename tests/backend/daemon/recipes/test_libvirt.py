@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,10 +57,29 @@ def test_what_libvirt_does_not_know_is_passed_on_word_by_word() -> None:
     assert "unix:/run/ballast/web/monitor.sock,server=on,wait=off" in words
 
 
+def devices(found: etree.Element) -> list[dict[str, object]]:
+    """Return the devices that are passed on, all in JSON: QEMU makes others before libvirt's."""
+    words = [each.get("value") for each in found.iter(f"{{{NAMESPACE}}}arg")]
+    return [json.loads(word) for before, word in pairwise(words) if before == "-device"]
+
+
+def test_the_balloon_is_made_after_what_libvirt_makes() -> None:
+    balloon = {
+        **{"driver": "vhost-user-test-device-pci", "id": "balloon0", "chardev": "balloon"},
+        **{"virtio-id": 5, "num_vqs": 5, "vq_size": 128, "config_size": 16},
+    }
+    assert balloon in devices(domain())
+    (vfio_user, _) = devices(domain(transport="vfio-user"))
+    assert vfio_user["driver"] == "vfio-user-pci"
+
+
 def test_the_agent_has_its_port() -> None:
-    channel = domain().find("devices/channel")
-    assert channel.find("source").get("path") == "/run/ballast/web/agent.sock"
-    assert channel.find("target").get("name") == "org.ballast.agent.0"
+    found = domain()
+    assert found.find("devices/controller").get("type") == "virtio-serial"
+    words = [each.get("value") for each in found.iter(f"{{{NAMESPACE}}}arg")]
+    assert "socket,id=agent,path=/run/ballast/web/agent.sock,reconnect-ms=1000" in words
+    port = {"driver": "virtserialport", "chardev": "agent", "name": "org.ballast.agent.0"}
+    assert port in devices(found)
 
 
 def test_the_guest_for_trials_boots_where_no_disk_is_named() -> None:
