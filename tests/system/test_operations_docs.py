@@ -16,6 +16,7 @@ import pytest
 
 from ballast.daemon import config
 from ballast.daemon.qemu_args import balloon_arguments
+from ballast.daemon.recipes.libvirt import devices_as_json
 from ballast_images.guest import KERNEL_ARGUMENTS, GuestImage
 from support.system import QUICK_ALLOCATION
 
@@ -152,7 +153,9 @@ def test_the_libvirt_domain_has_what_qemu_needs() -> None:
     [text] = fences("xml")
     domain = ET.fromstring(text)
     arguments = [each.get("value") for each in domain.iter() if each.tag.endswith("}arg")]
-    assert arguments[:4] == list(balloon_arguments(Path("/run/ballast/web/vhost-user.sock")))
+    balloon = balloon_arguments(Path("/run/ballast/web/vhost-user.sock"))
+    expected = [each.replace(" ", "") for each in devices_as_json(balloon)]
+    assert arguments[:4] == expected
     source, access = (domain.find(f"memoryBacking/{tag}") for tag in ("source", "access"))
     assert source is not None
     assert access is not None

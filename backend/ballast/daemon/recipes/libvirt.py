@@ -112,10 +112,10 @@ def _arguments(plan: LaunchPlan, paths: VmPaths) -> list[str]:
         *agent_arguments(paths.agent),
         *monitor_arguments(paths.monitor),
     ]
-    return [*_devices_as_json(ours), *plan.arguments]
+    return [*devices_as_json(ours), *plan.arguments]
 
 
-def _devices_as_json(arguments: Iterable[str]) -> Iterator[str]:
+def devices_as_json(arguments: Iterable[str]) -> Iterator[str]:
     """Yield arguments with their devices in JSON, as libvirt has its own.
 
     QEMU makes all other devices before those: a balloon would take the place on the bus that
