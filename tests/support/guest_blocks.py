@@ -96,10 +96,12 @@ async def sweep(guest: Guest, node: int | None = None) -> Any:
 
 async def agent_is_calm(guest: Guest) -> None:
     """Have another agent, if this one takes nothing because its guest was short of memory."""
+    await agent_is_ready(guest)
+    await eventually(lambda: blocks(guest)["agent"] is not None, "the agent says how it is")
     if blocks(guest)["agent"]["pressure"]:
         sessions = blocks(guest)["counters"]["sessions"]
         await kill_agent(guest, 15)
         await eventually(
             lambda: blocks(guest)["counters"]["sessions"] > sessions, "the next agent is there"
         )
-    await agent_is_ready(guest)
+        await agent_is_ready(guest)

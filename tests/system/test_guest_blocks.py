@@ -88,8 +88,9 @@ async def test_each_node_has_its_share(guest: Guest) -> None:
     await hold(guest, 200 * MIB)
     shown = await nodes(guest)
     assert [row["node"] for row in shown] == [0, 1]
-    assert shown == blocks(guest)["nodes"]
     held = [row["held-bytes"] for row in shown]
+    assert held == [row["held-bytes"] for row in blocks(guest)["nodes"]]
+    assert sum(held) == 200 * MIB
     assert held[1] >= 128 * MIB
     assert [row["share-bytes"] for row in shown] == [0, 128 * MIB]
     counts = await guest.run(
@@ -108,6 +109,7 @@ async def test_each_node_has_its_share(guest: Guest) -> None:
 
 async def test_a_sweep_gives_the_host_what_is_free(guest: Guest) -> None:
     await guest.memtool(f"dirty --bytes {650 * MIB}")
+    await agent_is_calm(guest)
     done = await sweep(guest)
     assert done["reason"] in (
         "only the reserve is left",
@@ -180,7 +182,7 @@ async def test_a_killed_agent_is_succeeded_whenever_it_dies(guest: Guest) -> Non
         async with verifying(guest, 5 * MIB if with_sweep else 30 * MIB):
             for _ in range(2):
                 await kill_at_work(guest, rng, with_sweep=with_sweep)
-    await agent_is_ready(guest)
+    await agent_is_calm(guest)
     await hold(guest, 250 * MIB)
     await assert_exact(guest)
     await hold(guest, 0)
