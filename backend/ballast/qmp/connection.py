@@ -173,7 +173,7 @@ class Connection:
             work = (event, self._take_fds(event))
             if isinstance(event, Command) and lanes.may_overtake(event):
                 await lanes.overtake(work)
-            elif self._session.is_out_of_band_enabled:
+            elif self._session.is_out_of_band_enabled and was_ready:
                 await lanes.queue(work)
             else:
                 await self._reply_to(work)

@@ -192,6 +192,18 @@ async def test_out_of_band_overtakes(tmp_path: Path) -> None:
         assert {"exec-oob": "yank", "arguments": {}} in it.qemu.asked
 
 
+async def test_what_a_client_should_not_have_missed_comes_after_its_negotiation(
+    tmp_path: Path,
+) -> None:
+    async with both(tmp_path) as it:
+        it.server.emit("BALLAST_RESTARTED", {"reason": "SERVER", "gap-seconds": None})
+        async with raw_peer(it.path) as peer:
+            await peer.receive()
+            negotiate = b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
+            assert await peer.ask(negotiate) == {"return": {}}
+            assert (await peer.receive())["event"] == "BALLAST_RESTARTED"
+
+
 async def test_a_flood_waits_where_it_comes_from(tmp_path: Path) -> None:
     async with both(tmp_path) as it, raw_peer(it.path) as flood, qmp_client(it.path) as other:
         await flood.receive()
