@@ -237,7 +237,6 @@ def _serve(options: argparse.Namespace) -> None:
         level=options.log_level.upper(), format="ballast-agent: %(levelname)s: %(message)s"
     )
     take_report()  # what this user may not read is better said now than to the host later
-    protect()
     hello = introduce(interval_seconds=options.interval)
     session = AgentSession(
         replace(hello, abilities=(*hello.abilities, ABILITY_BLOCKS)), take_report
@@ -252,6 +251,7 @@ def _serve(options: argparse.Namespace) -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
+    protect()
     session.blocks.start(time.monotonic())
     try:
         agent.run()

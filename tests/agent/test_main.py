@@ -125,10 +125,12 @@ def test_an_agent_without_a_port_waits_for_it(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_a_failure_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert run(["run", "--device", str(tmp_path / "file")]) == 1
-    assert capsys.readouterr().err.endswith("file is not a character device\n")
+    command = [sys.executable, "-m", "ballast_agent", "run", "--device", str(tmp_path / "file")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("file is not a character device\n")
 
 
 @pytest.mark.parametrize(
