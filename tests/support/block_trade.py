@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 from ballast.balloon.blocks import BlockBook
 from ballast.balloon.metrics import BalloonMetrics
 from ballast.balloon.pages import PageBook
 from ballast.guest_link.blocks import BlockSession
 from ballast.memory.map import MemoryMap, Piece, Region, RegionLayout
+from ballast_agent.blocks import limits
 from ballast_protocol.guest import (
     ABILITY_BLOCKS,
     BLOCKS_VERSION,
@@ -40,6 +42,10 @@ from support.block_world import ScriptedHost, World
 from support.fake_kernel import FakeKernel
 
 BLOCKS = 100
+
+WATCH_SECONDS = 0.25
+"""How often the agent looks at most. A guest that is always nearly short of memory is looked at a
+hundred times a second otherwise, and minutes of it are played here."""
 
 
 class Daemon(ScriptedHost):
@@ -142,6 +148,7 @@ def guest(seed: int, blocks: int = BLOCKS) -> Iterator[Guest]:
     os.ftruncate(fd, size)
     region = Region(RegionLayout(0, size, 0x7F00_0000_0000, 0), fd)
     try:
-        yield Guest(kernel, MemoryMap().with_region(region))
+        with patch.object(limits, "MIN_WATCH_SECONDS", WATCH_SECONDS):
+            yield Guest(kernel, MemoryMap().with_region(region))
     finally:
         region.close()

@@ -41,6 +41,9 @@ from ballast_protocol.guest_framing import FrameDecoder
 from support.fake_kernel import FakeKernel, KilledError
 from support.guest_messages import HELLO, report
 
+MOST_STEPS_A_SECOND = 120
+"""What an agent does whose guest is nearly short of memory: it looks every ten milliseconds."""
+
 
 @dataclass
 class ScriptedHost:
@@ -248,7 +251,7 @@ class World:
     def run(self, seconds: float = 0.0) -> None:
         """Let everything happen that is to happen within a time."""
         until = self.now + seconds
-        for _ in range(10_000):
+        for _ in range(10_000 + int(MOST_STEPS_A_SECOND * seconds)):
             self._guarded(self._collect)
             self.agent_writes()
             self.host_reads()
