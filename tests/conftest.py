@@ -19,6 +19,10 @@ settings.register_profile("ballast", deadline=None)
 settings.load_profile("ballast")
 
 
+AT_THE_END = ("test_demo.py", "test_soak.py")
+"""Guests that nothing else disturbs: the process that is done with all other files takes them."""
+
+
 @cache
 def _boots_guests(path: Path) -> bool:
     """Return whether a file of tests boots guests, by its mark."""
@@ -28,12 +32,12 @@ def _boots_guests(path: Path) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that boot guests, because they take longest."""
-    items.sort(key=lambda item: not _boots_guests(item.path))
+    items.sort(key=lambda item: (item.path.name in AT_THE_END, not _boots_guests(item.path)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Have one process run all files that boot guests; each other file is by itself.
+    """Have one process run nearly all files that boot guests; each other file is by itself.
 
     Under emulation two guests at once take the whole machine, and each other's time.
     """
@@ -42,6 +46,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     class GuestsTogether(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "guests" if _boots_guests(config.rootpath / file) else file
+            path = config.rootpath / file
+            together = _boots_guests(path) and path.name not in AT_THE_END
+            return "guests" if together else file
 
     return GuestsTogether(config, log)
