@@ -63,7 +63,12 @@ async def at_broker(vm: AttachedVm, directory: Path) -> AsyncIterator[Mosquitto]
     await mqtt.start()
     try:
         config = make_config({"url": mqtt.url, "host": "h", "state-interval": 0.05})
-        async with in_fleets([vm], [VmConfig(name="vm", mqtt=config)]):
+        async with (
+            mqtt.subscriber("ballast/h/availability") as inbox,
+            in_fleets([vm], [VmConfig(name="vm", mqtt=config)]),
+        ):
+            # It says so once it listens to commands; what is sent before nobody hears.
+            await inbox.message("ballast/h/availability", containing="online")
             yield mqtt
     finally:
         await mqtt.kill()

@@ -89,7 +89,7 @@ class Bridge:
         self._connected_since = 0.0
         self._error = ""
         self._refused = 0
-        self._leaving = False
+        self._leaving = self._has_left = False
 
     # What the daemon sees ---------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Bridge:
     # Life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Connect, report, listen, and connect again; never returns."""
+        """Connect, report, listen, and connect again; never returns before it is cancelled."""
         self.outbox.retain(self.topics.availability, ONLINE)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reporter.watch(self.config.state_interval))
@@ -154,6 +154,7 @@ class Bridge:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 while self.is_connected and len(self.outbox):  # noqa: ASYNC110 - a moment, once
                     await asyncio.sleep(0.01)
+        self._has_left = True
 
     async def _tell_stats(self) -> None:
         interval = self.config.stats_interval or None
@@ -167,7 +168,9 @@ class Bridge:
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        # Not left to cancellation alone: Python 3.11's task groups lose one that comes just as the
+        # connection does (fixed in 3.13, gh-116720).
+        while not self._has_left:
             started = 0.0
             try:
                 session = self._new_session()

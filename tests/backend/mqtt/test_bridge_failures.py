@@ -12,10 +12,11 @@ from ballast.mqtt.bridge import Bridge, bridged
 from ballast.mqtt.desk import Desk
 from ballast.mqtt.promises import Awaited, Promises
 from ballast.mqtt.session import Session
+from ballast_protocol.errors import OperatorError
 from support.balloon_control import MIB
 from support.bridges import HOST, SET, bridge_to, configuration, until_connected, vm
 from support.fds import none_left_open
-from support.mosquitto import Mosquitto, until
+from support.mosquitto import PATIENCE_SECONDS, Mosquitto, until
 from support.relay import Relay
 
 CONNACK = b"\x20\x03\x00\x00\x00"
@@ -192,6 +193,26 @@ async def test_two_daemons_with_the_same_name(broker: Mosquitto) -> None:
                 or "same client id" in str(other.status()["last-error"])
             )
         )
+
+
+async def test_a_bridge_ends_though_its_cancellation_is_lost(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As happens when the connection ends in the same moment, by another daemon of that name."""
+    conversations = 0
+
+    async def converse(bridge: Bridge, session: Session) -> None:
+        nonlocal conversations
+        conversations += 1
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            raise OperatorError("another client uses the same client id") from None
+
+    monkeypatch.setattr(Bridge, "_converse", converse)
+    async with asyncio.timeout(PATIENCE_SECONDS), bridge_to(broker.url):
+        await until(lambda: conversations == 1)
+    assert conversations == 1
 
 
 @pytest.mark.parametrize(
