@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -39,6 +41,8 @@ from ballast.daemon.config import VmConfig
 from ballast.daemon.worker import serve_kept
 from ballast.qmp.qom import BALLOON_ID
 from ballast_protocol.errors import OperatorError
+
+_OF_ONE_VM = ("socket_path", "fd", "qemu_qmp", "attach")
 
 
 def serve(
@@ -81,39 +85,32 @@ def serve(
     When the worker crashes or hangs another one goes on, and guests do not notice. SIGHUP, or
     `ballast upgrade`, replaces it by the version that is installed by then.
     """
-    if socket_path is not None and fd is not None:
-        raise typer.BadParameter("--socket-path and --fd exclude each other")
-    if keeper is not None and no_keeper:
-        raise typer.BadParameter("--keeper and --no-keeper exclude each other")
-    if keeper not in (None, "parent") and fd is not None:
-        raise typer.BadParameter("an inherited --fd can be kept by a parent only")
+    _check_keeping(socket_path, fd, keeper, no_keeper=no_keeper)
+    options = {
+        "target": target,
+        "inflate_rate": inflate_rate,
+        "inhibit": inhibit,
+        "memory": memory,
+        "deflate_on_oom": deflate_on_oom,
+        "free_page_reporting": free_page_reporting,
+        "free_page_hint": free_page_hint,
+        "agent_blocks": agent_blocks,
+        "sweep_every": sweep_every,
+        "sweep_when_free": sweep_when_free,
+        "stats_polling_interval": stats_polling_interval,
+        "transport": transport,
+        "variant": variant,
+        "socket_path": socket_path,
+        "fd": fd,
+        "qemu_qmp": qemu_qmp,
+        "device_id": device_id,
+        "attach": attach,
+    }
 
     def load() -> list[VmConfig]:
-        configs = configuration.load(config) if config else []
-        options = {
-            "target": target,
-            "inflate_rate": inflate_rate,
-            "inhibit": inhibit,
-            "memory": memory,
-            "deflate_on_oom": deflate_on_oom,
-            "free_page_reporting": free_page_reporting,
-            "free_page_hint": free_page_hint,
-            "agent_blocks": agent_blocks,
-            "sweep_every": sweep_every,
-            "sweep_when_free": sweep_when_free,
-            "stats_polling_interval": stats_polling_interval,
-            "transport": transport,
-            "variant": variant,
-            "socket_path": socket_path,
-            "fd": fd,
-            "qemu_qmp": qemu_qmp,
-            "device_id": device_id,
-            "attach": attach,
-        }
-        configs += (configuration.make_vm_config(name, options) for name in vms or [])
-        of_one = (socket_path, fd, qemu_qmp, attach)
-        _check(configs, single=any(each is not None for each in of_one))
-        return configuration.at_broker(configs, configuration.load_mqtt(config, mqtt))
+        return configuration.at_broker(
+            _load(config, vms or [], options), configuration.load_mqtt(config, mqtt)
+        )
 
     # A daemon says what it does, even if nobody asked for more than warnings.
     logging.getLogger("ballast").setLevel(logging.INFO)
@@ -125,6 +122,25 @@ def serve(
         watchdog=watchdog,
         busy_poll_seconds=busy_poll_us / 1e6,
     )
+
+
+def _check_keeping(
+    socket_path: Path | None, fd: int | None, keeper: str | None, *, no_keeper: bool
+) -> None:
+    if socket_path is not None and fd is not None:
+        raise typer.BadParameter("--socket-path and --fd exclude each other")
+    if keeper is not None and no_keeper:
+        raise typer.BadParameter("--keeper and --no-keeper exclude each other")
+    if keeper not in (None, "parent") and fd is not None:
+        raise typer.BadParameter("an inherited --fd can be kept by a parent only")
+
+
+def _load(file: Path | None, names: list[str], options: dict[str, Any]) -> list[VmConfig]:
+    """Return the VMs of a file, and those that were named, which have the options."""
+    configs = configuration.load(file) if file else []
+    configs += (configuration.make_vm_config(name, options) for name in names)
+    _check(configs, single=any(options[name] is not None for name in _OF_ONE_VM))
+    return configs
 
 
 def _check(configs: list[VmConfig], *, single: bool) -> None:
