@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ async def test_reports_that_died_with_their_worker_are_made_again_at_once(tmp_pa
         await stack.enter_async_context(daemon(tmp_path, "serve", "web", "--keeper", "parent"))
         first = await keeper_status(tmp_path)
         guest = await stack.enter_async_context(machine(paths))
-        agent = stack.enter_context(LiveAgent(paths.agent, blocks=400))
+        agent = stack.enter_context(closing(LiveAgent(paths.agent, blocks=400)))
         known = asyncio.create_task(agent_is_known(paths))
         await agent.run(known.done)
         await ask_for(paths, 200)

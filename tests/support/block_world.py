@@ -306,3 +306,14 @@ class World:
         """Blocks in the host's book."""
         assert self.host is not None
         return set(self.host.ledger)
+
+    def status_of(self, request_id: int) -> BlocksStatus:
+        """Return the status that answers a request."""
+        answer = self.answer(request_id)
+        assert isinstance(answer, BlocksStatus)
+        return answer
+
+    def assert_books_agree(self) -> None:
+        """Check that the host's book is the pool, and that no page in use was discarded."""
+        assert self.ledger == self.isolated
+        self.kernel.verify()

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from ballast_agent.blocks.manager import BlockManager
 from ballast_agent.blocks.options import BlockOptions
@@ -49,15 +48,8 @@ class LiveAgent:
         self.blocks.start(time.monotonic())
         self.session.connected(time.monotonic())
 
-    def __enter__(self) -> LiveAgent:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close its connection."""
         self._socket.close()
 
     @property

@@ -18,6 +18,7 @@ from ballast.balloon.ranges import Run, merge
 from ballast.daemon.config import Transport, VmConfig
 from ballast.daemon.paths import VmPaths
 from ballast.daemon.qemu_args import balloon_arguments
+from ballast.daemon.recipes.libvirt import devices_as_json
 from ballast.daemon.vm import VirtualMachine
 from ballast.qmp.qom import BALLOON_ID
 from ballast_images.guest import GuestImage
@@ -271,14 +272,40 @@ def balloon_device(balloon: VirtualMachine, *, bus: str = "") -> tuple[str, ...]
 
 def device_properties(balloon: VirtualMachine, *, bus: str) -> dict[str, Any]:
     """Return the arguments of `device_add` that plug a balloon in."""
-    text = balloon_device(balloon, bus=bus)[-1]
-    if text.startswith("{"):
-        properties: dict[str, Any] = json.loads(text)
-        return properties
-    driver, *properties_text = text.split(",")
-    pairs = (each.split("=", 1) for each in properties_text)
-    values = {name: int(value) if value.isdecimal() else value for name, value in pairs}
-    return {"driver": driver, **values}
+    *_, text = devices_as_json(balloon_device(balloon, bus=bus))
+    properties: dict[str, Any] = json.loads(text)
+    return properties
+
+
+@asynccontextmanager
+async def booted_vm(qemu: Path, image: GuestImage, **machine: Any) -> AsyncIterator[Vm]:
+    """Boot a guest and wait until it runs commands; `machine` is more of its `Machine`."""
+    with tempfile.TemporaryDirectory(prefix="vm-") as directory:
+        async with Vm(Machine(qemu=qemu, image=image, directory=Path(directory), **machine)) as vm:
+            await vm.wait_ready()
+            yield vm
+
+
+@asynccontextmanager
+async def guest_at(
+    paths: VmPaths,
+    qemu: Path,
+    image: GuestImage,
+    *,
+    transport: Transport = "vhost-user",
+    memory_bytes: int = 2 * GIB,
+    kernel_arguments: tuple[str, ...] = (),
+) -> AsyncIterator[Vm]:
+    """Boot a guest on a balloon that a process of its own serves."""
+    async with booted_vm(
+        qemu,
+        image,
+        memory_bytes=memory_bytes,
+        kernel_arguments=(QUICK_ALLOCATION, *kernel_arguments),
+        agent_socket=paths.agent,
+        arguments=balloon_arguments(paths.device(transport), transport=transport),
+    ) as vm:
+        yield vm
 
 
 @asynccontextmanager
@@ -294,21 +321,17 @@ async def booted(
     nodes: int = 1,
 ) -> AsyncIterator[Guest]:
     """Boot a guest on a served balloon and wait until it runs commands."""
-    with tempfile.TemporaryDirectory(prefix="vm-") as directory:
-        machine = Machine(
-            qemu=qemu,
-            image=image,
-            directory=Path(directory),
-            memory_bytes=memory_bytes,
-            cpus=cpus,
-            kernel_arguments=kernel_arguments,
-            agent_socket=balloon.paths.agent,
-            arguments=balloon_device(balloon) if arguments is None else arguments,
-            nodes=nodes,
-        )
-        async with Vm(machine) as vm:
-            await vm.wait_ready()
-            yield Guest(balloon, vm)
+    async with booted_vm(
+        qemu,
+        image,
+        memory_bytes=memory_bytes,
+        cpus=cpus,
+        kernel_arguments=kernel_arguments,
+        agent_socket=balloon.paths.agent,
+        arguments=balloon_device(balloon) if arguments is None else arguments,
+        nodes=nodes,
+    ) as vm:
+        yield Guest(balloon, vm)
 
 
 @dataclass

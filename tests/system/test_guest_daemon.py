@@ -16,14 +16,11 @@ from typing import Any
 
 import pytest
 
-from ballast.daemon.config import Transport
 from ballast.daemon.paths import VmPaths
-from ballast.daemon.qemu_args import balloon_arguments
 from ballast.qmp import client as qmp
 from ballast_images.guest import GuestImage
-from ballast_images.machine import Machine
 from ballast_images.vm import Vm
-from support.system import GIB, MIB, QUICK_ALLOCATION, eventually
+from support.system import GIB, MIB, eventually, guest_at
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
 
@@ -85,31 +82,6 @@ async def daemon(*options: str) -> AsyncIterator[Daemon]:
                 await process.wait()
 
 
-@asynccontextmanager
-async def guest_on(
-    served: Daemon,
-    qemu: Path,
-    image: GuestImage,
-    *,
-    transport: Transport = "vhost-user",
-    memory_bytes: int = 2 * GIB,
-    kernel_arguments: tuple[str, ...] = (),
-) -> AsyncIterator[Vm]:
-    with tempfile.TemporaryDirectory(prefix="vm-") as directory:
-        machine = Machine(
-            qemu=qemu,
-            image=image,
-            directory=Path(directory),
-            memory_bytes=memory_bytes,
-            kernel_arguments=(QUICK_ALLOCATION, *kernel_arguments),
-            agent_socket=served.paths.agent,
-            arguments=balloon_arguments(served.paths.device(transport), transport=transport),
-        )
-        async with Vm(machine) as vm:
-            await vm.wait_ready()
-            yield vm
-
-
 async def ledger_bytes(client: qmp.BalloonClient) -> int:
     status: Any = await client.query("ballast-status")
     return int(status["ledger"]["bytes"])
@@ -118,7 +90,7 @@ async def ledger_bytes(client: qmp.BalloonClient) -> int:
 async def test_the_command_line_moves_a_guest_and_sigterm_ends_the_daemon_in_mid_inflate(
     qemu: Path, image: GuestImage
 ) -> None:
-    async with daemon() as served, guest_on(served, qemu, image) as vm:
+    async with daemon() as served, guest_at(served.paths, qemu, image) as vm:
         result = await served.json("set", NAME, "1G", "--wait")
         assert result["actual-bytes"] == GIB
         status = await served.json("status", NAME)
@@ -182,8 +154,8 @@ async def test_a_guest_whose_vfio_user_server_dies_keeps_its_memory_until_qemu_i
     """
     async with (
         daemon("--transport", "vfio-user", "--no-keeper") as served,
-        guest_on(
-            *(served, qemu, image),
+        guest_at(
+            *(served.paths, qemu, image),
             transport="vfio-user",
             memory_bytes=512 * MIB,
             # Lets the guest's root map registers that a driver has claimed.

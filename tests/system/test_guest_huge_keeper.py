@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ from typing import Any
 import pytest
 
 from ballast.daemon.paths import VmPaths
-from ballast.daemon.qemu_args import balloon_arguments
 from ballast.qmp import client as qmp
 from ballast_images.guest import GuestImage
-from ballast_images.machine import Machine
-from ballast_images.vm import Vm
 from ballast_protocol.errors import OperatorError
 from support.daemons import daemon, keeper_status
-from support.system import GIB, MIB, QUICK_ALLOCATION, SETTLE_SECONDS
+from support.system import GIB, MIB, SETTLE_SECONDS, guest_at
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
 
@@ -37,21 +33,10 @@ async def test_a_worker_that_is_killed_asks_nobody_for_another_amount(
     paths = VmPaths("web", tmp_path)
     async with daemon(tmp_path, "serve", "web", "--no-free-page-reporting"):
         await keeper_status(tmp_path)
-        with tempfile.TemporaryDirectory(prefix="vm-") as directory:
-            machine = Machine(
-                qemu=qemu,
-                image=image,
-                directory=Path(directory),
-                memory_bytes=GIB,
-                kernel_arguments=(QUICK_ALLOCATION,),
-                agent_socket=paths.agent,
-                arguments=balloon_arguments(paths.vhost_user, transport="vhost-user"),
-            )
-            async with Vm(machine) as vm:
-                await vm.wait_ready()
-                await worker_is_killed(paths)
-                await vm.shell.run(f"memtool fill --bytes {640 * MIB}", timeout_s=200)
-                assert vm.status is None, vm.error_text()
+        async with guest_at(paths, qemu, image, memory_bytes=GIB) as vm:
+            await worker_is_killed(paths)
+            await vm.shell.run(f"memtool fill --bytes {640 * MIB}", timeout_s=200)
+            assert vm.status is None, vm.error_text()
 
 
 async def worker_is_killed(paths: VmPaths) -> None:

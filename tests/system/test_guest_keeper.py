@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ import pytest
 
 from ballast.daemon.config import Transport
 from ballast.daemon.paths import VmPaths
-from ballast.daemon.qemu_args import balloon_arguments
 from ballast.qmp import client as qmp
 from ballast_images.guest import GuestImage
-from ballast_images.machine import Machine
-from ballast_images.vm import Vm
 from support.daemons import ballast, ballast_json, daemon, keeper_status, status_with
-from support.system import MIB, QUICK_ALLOCATION, SETTLE_SECONDS, eventually
+from support.system import MIB, SETTLE_SECONDS, eventually, guest_at
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
 
@@ -65,42 +61,31 @@ async def test_a_guest_notices_nothing(
     paths = VmPaths("web", tmp_path)
     async with daemon(tmp_path, "serve", "web", "--transport", transport) as served:
         await keeper_status(tmp_path)
-        with tempfile.TemporaryDirectory(prefix="vm-") as directory:
-            machine = Machine(
-                qemu=qemu,
-                image=image,
-                directory=Path(directory),
-                memory_bytes=RAM_BYTES,
-                kernel_arguments=(QUICK_ALLOCATION,),
-                agent_socket=paths.agent,
-                arguments=balloon_arguments(paths.device(transport), transport=transport),
-            )
-            async with Vm(machine) as vm:
-                await vm.wait_ready()
-                await kill_worker_in_mid_inflate(tmp_path, 1)
-                await assert_settled(tmp_path, SMALL_BYTES)
-                await assert_settled(tmp_path, RAM_BYTES)
+        async with guest_at(paths, qemu, image, transport=transport, memory_bytes=RAM_BYTES) as vm:
+            await kill_worker_in_mid_inflate(tmp_path, 1)
+            await assert_settled(tmp_path, SMALL_BYTES)
+            await assert_settled(tmp_path, RAM_BYTES)
 
-                (upgraded,) = await ballast_json(tmp_path, "upgrade")
-                assert upgraded["new-pid"] != upgraded["old-pid"]
+            (upgraded,) = await ballast_json(tmp_path, "upgrade")
+            assert upgraded["new-pid"] != upgraded["old-pid"]
 
-                # Without its keeper the worker goes on, and has another one catch its own end.
-                served.signal(signal.SIGKILL)
-                await served.ended()
-                await served.logged("holds everything now")
-                await kill_worker_in_mid_inflate(tmp_path, 2)
-                await assert_settled(tmp_path, SMALL_BYTES)
-                agent: Any = (await status(tmp_path))["agent"]
-                assert agent["state"] != "no-qemu"
+            # Without its keeper the worker goes on, and has another one catch its own end.
+            served.signal(signal.SIGKILL)
+            await served.ended()
+            await served.logged("holds everything now")
+            await kill_worker_in_mid_inflate(tmp_path, 2)
+            await assert_settled(tmp_path, SMALL_BYTES)
+            agent: Any = (await status(tmp_path))["agent"]
+            assert agent["state"] != "no-qemu"
 
-                # A guest that reboots is one more thing that a worker can die of.
-                reboot = asyncio.create_task(vm.shell.reboot())
-                await asyncio.sleep(1.0)
-                os.kill((await keeper_status(tmp_path))["worker-pid"], signal.SIGKILL)
-                await reboot
-                await assert_settled(tmp_path, RAM_BYTES - 64 * MIB)
-                assert vm.status is None, vm.error_text()
-                await vm.shutdown()
+            # A guest that reboots is one more thing that a worker can die of.
+            reboot = asyncio.create_task(vm.shell.reboot())
+            await asyncio.sleep(1.0)
+            os.kill((await keeper_status(tmp_path))["worker-pid"], signal.SIGKILL)
+            await reboot
+            await assert_settled(tmp_path, RAM_BYTES - 64 * MIB)
+            assert vm.status is None, vm.error_text()
+            await vm.shutdown()
         await eventually(lambda: served.log.count("disconnected") > 0, "QEMU has gone")
         last = await status(tmp_path)
         assert last["state"] == "waiting-for-qemu"

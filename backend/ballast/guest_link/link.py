@@ -322,9 +322,8 @@ class GuestLink:
                 self._greet(message, request_id)
             case MemoryReport():
                 self._take_report(message, request_id)
-            case ErrorReply():
-                reason = f"the agent in the guest refused: {message.reason}"
-                self._requests.refuse(request_id, reason)
+            case ErrorReply(reason=reason):
+                self._requests.refuse(request_id, f"the agent in the guest refused: {reason}")
             case BlocksReport() | BlocksReleased() | Holding() | BlocksStatus() | SweepDone():
                 self._take_blocks(message, request_id)
             case CompactDone():

@@ -11,7 +11,6 @@ from ballast_protocol.guest_blocks import (
     BLOCK_BYTES,
     MAX_REPORT_BLOCKS,
     BlocksReport,
-    BlocksStatus,
     Compact,
     CompactDone,
     Purpose,
@@ -26,39 +25,21 @@ from support.fake_kernel import CACHE, FREE, POOL, USED, FakeKernel
 RESERVE = 8
 
 
-@pytest.fixture
-def world() -> World:
-    world = World(FakeKernel.of(400))
-    world.run()
-    return world
-
-
-def status_of(world: World, request_id: int) -> BlocksStatus:
-    answer = world.answer(request_id)
-    assert isinstance(answer, BlocksStatus)
-    return answer
-
-
-def assert_books_agree(world: World) -> None:
-    assert world.ledger == world.isolated
-    world.kernel.verify()
-
-
 def test_a_goal_is_reached_and_lowered(world: World) -> None:
     up = world.aim((ANY_NODE, 300))
     world.run()
-    status = status_of(world, up)
+    status = world.status_of(up)
     assert (status.settled, status.short_reason) == (True, None)
     assert status.nodes[0].held_bytes == status.goal_bytes == 300 * BLOCK_BYTES
     assert status.counters.tried_blocks == status.counters.isolated_blocks == 300
     assert status.counters.freed_bytes == 300 * BLOCK_BYTES
     assert len(world.isolated) == 300
-    assert_books_agree(world)
+    world.assert_books_agree()
 
     down = world.aim((ANY_NODE, 100))
     world.run()
-    assert status_of(world, down).nodes[0].held_bytes == 100 * BLOCK_BYTES
-    assert_books_agree(world)
+    assert world.status_of(down).nodes[0].held_bytes == 100 * BLOCK_BYTES
+    world.assert_books_agree()
     world.aim()
     world.run()
     assert world.ledger == set()
@@ -82,13 +63,13 @@ def test_reports_are_bounded_and_so_is_their_number(world: World) -> None:
 def test_the_reserve_is_never_taken(world: World) -> None:
     goal = world.aim((ANY_NODE, 400))
     world.run()
-    status = status_of(world, goal)
+    status = world.status_of(goal)
     assert status.short_reason == "only the reserve is left"
     assert len(world.ledger) == 400 - RESERVE
     world.kernel.use(1)
     world.run(20.0)
     assert len(world.ledger) == 400 - RESERVE, "it neither takes nor gives between the levels"
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 def test_room_is_made_where_none_is_free(world: World) -> None:
@@ -98,10 +79,10 @@ def test_room_is_made_where_none_is_free(world: World) -> None:
     goal = world.aim((ANY_NODE, 90))
     world.run()
     assert world.kernel.compactions == 1
-    assert status_of(world, goal).short_reason is None
+    assert world.status_of(goal).short_reason is None
     assert len(world.ledger) == 90
     assert len(world.kernel.in_state(CACHE)) <= 60
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 def test_what_cannot_be_had_is_tried_again_later(world: World) -> None:
@@ -109,7 +90,7 @@ def test_what_cannot_be_had_is_tried_again_later(world: World) -> None:
     world.kernel.use(12, state=CACHE)
     goal = world.aim((ANY_NODE, 50))
     world.run()
-    assert status_of(world, goal).short_reason == "only the reserve is left"
+    assert world.status_of(goal).short_reason == "only the reserve is left"
     world.kernel.free(300)
     world.run(200.0)
     assert len(world.ledger) == 50
@@ -125,7 +106,7 @@ def test_under_pressure_everything_needed_goes_back_in_one_step(world: World) ->
     assert len(world.isolated) == 350 - 87, "a quarter at least, and twice the reserve again"
     world.run()
     assert world.last_status().pressure
-    assert_books_agree(world)
+    world.assert_books_agree()
 
     world.kernel.use(88)
     world.now += 0.6
@@ -148,7 +129,7 @@ def test_stalls_count_only_where_memory_is_short(world: World) -> None:
     world.blocks.stalled(world.now)
     assert len(world.isolated) == 300 - 75
     world.run()
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 def test_nothing_goes_back_while_a_report_is_unanswered(world: World) -> None:
@@ -167,7 +148,7 @@ def test_nothing_goes_back_while_a_report_is_unanswered(world: World) -> None:
     world.agent_reads()
     assert len(world.isolated) < 390
     world.run()
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 def test_a_sweep_reports_all_that_is_free_and_gives_it_back(world: World) -> None:
@@ -182,7 +163,7 @@ def test_a_sweep_reports_all_that_is_free_and_gives_it_back(world: World) -> Non
     assert done.reported_bytes == done.freed_bytes == done.isolated_blocks * BLOCK_BYTES
     assert done.reason == "only the reserve is left"
     assert len(world.ledger) == 50
-    assert_books_agree(world)
+    world.assert_books_agree()
     assert world.host is not None
     purposes = [m.purpose for _, m in world.host.heard if isinstance(m, BlocksReport)]
     assert purposes[0] is Purpose.HOLD
@@ -213,7 +194,7 @@ def test_a_sweep_ends_however_busily_the_guest_frees_and_takes(world: World) -> 
     ]
     assert len(swept) == len(set(swept)) == done.isolated_blocks
     world.run()
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 @pytest.mark.parametrize("seen_each_time", [100, 0])
@@ -231,7 +212,7 @@ def test_a_sweep_ends_also_where_memory_is_not_where_it_was(seen_each_time: int)
     assert done.reported_bytes <= found * BLOCK_BYTES
     assert done.reported_bytes == (300 - RESERVE // 2) * BLOCK_BYTES or not seen_each_time
     assert world.isolated == set()
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 def test_sweeps_without_being_asked(world: World) -> None:
@@ -281,7 +262,7 @@ def test_nodes_have_goals_of_their_own() -> None:
     world.run()
     held = {node.node: node.held_bytes // BLOCK_BYTES for node in world.last_status().nodes}
     assert held == {0: 100, 1: 20}
-    assert_books_agree(world)
+    world.assert_books_agree()
 
 
 def test_compaction_on_request(world: World) -> None:
@@ -299,7 +280,7 @@ def test_guests_that_must_be_left_alone_are(world: World, hindrance: str | None)
     world.kernel.hindrance = hindrance
     goal, sweep = world.aim((ANY_NODE, 10)), world.say(Sweep())
     world.run()
-    status = status_of(world, goal)
+    status = world.status_of(goal)
     assert status.refusing == (hindrance or "this guest uses huge pages itself: 3 of 2 MiB")
     done = world.answer(sweep)
     assert isinstance(done, SweepDone)
@@ -325,122 +306,12 @@ def test_somebody_who_begins_to_use_huge_pages_gets_the_pool(world: World) -> No
     assert len(world.ledger) == 120
 
 
-def test_blocks_that_the_host_refuses_go_back(world: World) -> None:
-    assert world.host is not None
-    world.host.refuse = {block.pfn for block in world.kernel.in_state(FREE)[::2]}
-    goal = world.aim((ANY_NODE, 100))
-    world.run()
-    assert status_of(world, goal).short_reason == "the host refused blocks"
-    assert world.ledger <= world.isolated
-    assert world.host.refuse.isdisjoint(world.ledger)
-    assert len(world.isolated) < 100
-    world.kernel.verify()
-
-
-def test_what_a_session_has_refused_is_reported_in_the_next(world: World) -> None:
-    """A host that has lost the session refuses everything, for no fault of the blocks."""
-    assert world.host is not None
-    goal = world.aim((ANY_NODE, 100))
-    world.host_reads()
-    world.agent_reads()
-    world.agent_writes()
-    world.host.session = None
-    world.run()
-    assert status_of(world, goal).short_reason == "the host refused blocks"
-    assert world.ledger == world.isolated == set()
-    world.say(HelloRequest())
-    world.run()
-    world.aim((ANY_NODE, 100))
-    world.run()
-    assert len(world.ledger) == 100
-    assert_books_agree(world)
-
-
-def test_a_host_that_comes_back_learns_what_is_held(world: World) -> None:
-    world.aim((ANY_NODE, 100))
-    world.run()
-    world.stop_host()
-    assert world.host is not None
-    forgotten = sorted(world.ledger)[:10]
-    for pfn in forgotten:
-        del world.host.ledger[pfn]
-    world.host.ledger[1 << 30] = 0
-    world.run(30.0)
-    assert len(world.isolated) == 100
-    world.start_host()
-    world.run()
-    assert_books_agree(world)
-    again = [m for _, m in world.host.heard if isinstance(m, BlocksReport)]
-    assert [sorted(split_blocks(report.ranges)) for report in again] == [forgotten]
-
-
-def test_pressure_is_answered_without_a_host(world: World) -> None:
-    world.aim((ANY_NODE, 380))
-    world.run()
-    world.stop_host()
-    world.kernel.use(18)
-    world.run(1.0)
-    assert len(world.isolated) < 380
-    world.start_host()
-    world.run()
-    assert_books_agree(world)
-
-
-def test_a_killed_agent_is_succeeded(world: World) -> None:
-    world.aim((ANY_NODE, 100))
-    world.run()
-    world.kill_agent()
-    world.start_agent()
-    world.run(1.0)
-    assert len(world.ledger) == 100
-    assert_books_agree(world)
-    world.aim((ANY_NODE, 30))
-    world.run()
-    assert len(world.isolated) == 30
-    assert_books_agree(world)
-
-
-def test_a_host_that_wants_no_blocks_gets_none_and_leaves_none(world: World) -> None:
-    world.aim((ANY_NODE, 100))
-    world.run()
-    world.stop_host()
-    world.start_host()
-    assert world.host is not None
-    world.host.wants_blocks = False
-    world.run()
-    assert world.isolated == set()
-
-
-def test_an_agent_without_blocks_gives_back_what_it_finds() -> None:
-    world = World(FakeKernel.of(400))
-    world.run()
-    world.aim((ANY_NODE, 100))
-    world.run()
-    world.kill_agent()
-    world.options = BlockOptions(enabled=False)
-    world.start_agent()
-    world.run(1.0)
-    goal = world.aim((ANY_NODE, 50))
-    world.run()
-    assert world.isolated == world.ledger == set()
-    assert status_of(world, goal).refusing == "switched off in the guest (--no-blocks)"
-
-
-def test_an_agent_that_stops_gives_everything_back(world: World) -> None:
-    world.aim((ANY_NODE, 100))
-    world.run()
-    world.blocks.stop(world.now)
-    world.run()
-    assert world.blocks.is_empty
-    assert world.isolated == world.ledger == set()
-
-
 def test_blocks_that_the_kernel_took_away_are_struck_out(world: World) -> None:
     world.aim((ANY_NODE, 100))
     world.run()
     world.kernel.replace(min(world.isolated))
     world.aim((ANY_NODE, 150))
     world.run()
-    assert_books_agree(world)
+    world.assert_books_agree()
     assert len(world.ledger) >= 100
     assert len(world.kernel.in_state(USED)) == 1
