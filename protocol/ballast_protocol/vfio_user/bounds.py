@@ -1,14 +1,42 @@
-"""Whether what a client asks for exists in the device and within what was agreed on."""
+"""Whether a client keeps to the frame, and asks for what exists and was agreed on."""
 
 from __future__ import annotations
 
 import errno
 
+from ballast_protocol.errors import MalformedError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.capabilities import EffectiveCapabilities
-from ballast_protocol.vfio_user.codes import DeviceFlag, RegionFlag
+from ballast_protocol.vfio_user.codes import DeviceFlag, HeaderFlag, RegionFlag
 from ballast_protocol.vfio_user.device import Device
 from ballast_protocol.vfio_user.events import Event, RefusalError
+from ballast_protocol.vfio_user.message import Header
+
+# Inverting an IntFlag forgets the bits that it does not name, so masks are plain numbers here.
+_TYPE_MASK = int(HeaderFlag.TYPE_MASK)
+_COMMAND_FLAGS = int(HeaderFlag.NO_REPLY)
+_REPLY_FLAGS = int(HeaderFlag.REPLY | HeaderFlag.ERROR)
+
+
+def check_frame(header: Header, max_payload: int) -> None:
+    """Pass a header that is one of the protocol's, of a message that is not too long.
+
+    Args:
+        header: The header.
+        max_payload: Bytes that may follow it.
+
+    Raises:
+        MalformedError: The connection cannot go on after it.
+    """
+    kind, flags = int(header.flags) & _TYPE_MASK, int(header.flags)
+    if kind not in (HeaderFlag.COMMAND, HeaderFlag.REPLY):
+        raise MalformedError(f"flags {flags:#x} are neither a command's nor a reply's")
+    if flags & ~(_REPLY_FLAGS if kind else _COMMAND_FLAGS):
+        raise MalformedError(f"flags {flags:#x} have bits that do not belong")
+    if not Header.SIZE <= header.size <= Header.SIZE + max_payload:
+        raise MalformedError(
+            f"a message of {header.size} bytes, not {Header.SIZE} to {Header.SIZE + max_payload}"
+        )
 
 
 def check_event(event: Event, device: Device, limits: EffectiveCapabilities) -> None:

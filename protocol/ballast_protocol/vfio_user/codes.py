@@ -173,7 +173,7 @@ class FeatureFlag(IntFlag):
 
 def name_of(command: int) -> str:
     """Return how to call a command in a message to people."""
-    return Command(command).name if command in _COMMANDS else f"command {command}"
+    return _NAMES.get(command) or f"command {command}"
 
 
-_COMMANDS = frozenset(Command)
+_NAMES = {int(command): command.name for command in Command}

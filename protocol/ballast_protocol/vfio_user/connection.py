@@ -22,11 +22,11 @@ we can speak; and replies to what was not asked. A whole message that is wrong o
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ballast_protocol.errors import InternalError, MalformedError, PeerError, TruncatedError
 from ballast_protocol.vfio_user import events
-from ballast_protocol.vfio_user.bounds import check_event
+from ballast_protocol.vfio_user.bounds import check_event, check_frame
 from ballast_protocol.vfio_user.capabilities import (
     DEFAULT_CAPABILITIES,
     Capabilities,
@@ -43,6 +43,7 @@ from ballast_protocol.vfio_user.message import (
     VersionHead,
     pack_message,
 )
+from ballast_protocol.vfio_user.recall import Content, KnownRequests
 from ballast_protocol.vfio_user.rules import MAX_CONTROL_SIZE, RULES, UNKNOWN, Reply, decode
 from ballast_protocol.vfio_user.state import ConnectionState
 from ballast_protocol.vfio_user.version import agree
@@ -50,20 +51,15 @@ from ballast_protocol.vfio_user.version import agree
 MAX_PENDING = 64
 """Requests that may wait to be finished; more are not read for so long."""
 
-# Inverting an IntFlag forgets the bits that it does not name, so masks are plain numbers here.
-_TYPE_MASK = int(HeaderFlag.TYPE_MASK)
 _REPLY, _NO_REPLY = int(HeaderFlag.REPLY), int(HeaderFlag.NO_REPLY)
-_COMMAND_FLAGS = _NO_REPLY
 _FAILED = HeaderFlag.REPLY | HeaderFlag.ERROR
-_REPLY_FLAGS = int(_FAILED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A request that is not finished, what its reply begins with, and what it has mapped."""
+class _Pending(NamedTuple):
+    """A request that is not finished, what it consists of, and what it has mapped."""
 
     request: Request
-    echo: bytes
+    content: Content
     mapped: DmaRange | None
 
 
@@ -98,6 +94,7 @@ class ServerConnection:
         self._header: Header | None = None
         self._fd_count = self._count = 0
         self._pending: dict[int, _Pending] = {}
+        self._known = KnownRequests()
         begin = state or ConnectionState(EffectiveCapabilities(), EffectiveCapabilities())
         self._commands = begin.restore_commands()
         self.broken = False
@@ -165,8 +162,18 @@ class ServerConnection:
                 raise
             raise type(error)(f"{name_of(self._header.command)}: {error}") from error
 
-    def recall(self, message: bytes) -> None:
-        """Take in nothing: no message of this protocol comes twice, for each has its own id."""
+    def recall(self, message: bytes) -> Request | None:
+        """Take in a whole message without descriptors if it is known; return None if it is not."""
+        known = self._known.find(message)
+        if known is None or self.broken or self.bytes_wanted != Header.SIZE:
+            return None
+        return self._add(*known)
+
+    def _add(self, message_id: int, content: Content, mapped: DmaRange | None = None) -> Request:
+        self._count += 1
+        request = content.request(self._count, message_id)
+        self._pending[self._count] = _Pending(request, content, mapped)
+        return request
 
     def _receive(self, data: bytes, fd_count: int) -> Request | Completion | None:
         if self._header is not None:
@@ -179,19 +186,11 @@ class ServerConnection:
         return None if self.bytes_wanted else self._finish(self._header, b"")
 
     def _check_header(self, header: Header) -> None:
-        kind, flags = int(header.flags) & _TYPE_MASK, int(header.flags)
-        if kind not in (HeaderFlag.COMMAND, HeaderFlag.REPLY):
-            raise MalformedError(f"flags {flags:#x} are neither a command's nor a reply's")
-        if flags & ~(_REPLY_FLAGS if kind else _COMMAND_FLAGS):
-            raise MalformedError(f"flags {flags:#x} have bits that do not belong")
-        if not Header.SIZE <= header.size <= Header.SIZE + self._max_payload:
-            raise MalformedError(
-                f"a message of {header.size} bytes, not {Header.SIZE} to "
-                f"{Header.SIZE + self._max_payload}"
-            )
-        if not self._negotiated and (kind or header.command != Command.VERSION):
+        check_frame(header, self._max_payload)
+        is_reply = bool(int(header.flags) & _REPLY)
+        if not self._negotiated and (is_reply or header.command != Command.VERSION):
             raise MalformedError("a session begins with VERSION")
-        if kind:
+        if is_reply:
             self._check_reply(header)
 
     @property
@@ -212,12 +211,11 @@ class ServerConnection:
             return completion
         event, mapped = self._decode(header, payload)
         self._header = None
-        self._count += 1
         demanded = not int(header.flags) & _NO_REPLY
-        request = Request(self._count, header.message_id, header.command, demanded, event)
         echo = RULES.get(header.command, UNKNOWN).echo
-        self._pending[self._count] = _Pending(request, payload[:echo], mapped)
-        return request
+        content = Content(header.command, demanded, event, payload[:echo])
+        self._known.remember(header, payload, content)
+        return self._add(header.message_id, content, mapped)
 
     def _begin(self, payload: bytes) -> Event:
         if self._fd_count:
@@ -307,11 +305,15 @@ class ServerConnection:
         Raises:
             InternalError: The request wants more, was never to be served, or is not pending.
         """
-        echo = self._find(request).echo
+        content = self._find(request).content
+        prepared = content.answer_to(request.message_id)
+        if prepared is not None:
+            del self._pending[request.number]
+            return prepared
         wants = RULES.get(request.command, UNKNOWN).reply
         if wants is not Reply.ECHO or isinstance(request.event, events.Refused):
             raise InternalError(f"{name_of(request.command)} wants {wants.value}")
-        return self._reply(request, echo)
+        return self._reply(request, content.echo)
 
     def reply_data(self, request: Request, data: bytes) -> bytes:
         """Finish a `RegionRead` with the bytes that were read.
@@ -319,7 +321,7 @@ class ServerConnection:
         Raises:
             InternalError: Another kind of request, another number of bytes, or it is not pending.
         """
-        echo = self._find(request).echo
+        echo = self._find(request).content.echo
         event = request.event
         if not isinstance(event, events.RegionRead) or len(data) != event.count:
             raise InternalError(f"{len(data)} bytes answer {event!r}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from itertools import compress
+from typing import NamedTuple
 
 from ballast_protocol.errors import PeerError
 from ballast_protocol.vfio_user.capabilities import Capabilities
@@ -219,8 +220,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """An event that has to be finished, with which message it came.
 
     Attributes:
