@@ -27,6 +27,10 @@ from ballast_protocol.virtio.pci.registers import RegisterTable
 from ballast_protocol.virtio.pci.structures import PciCfg, StructureType
 
 _BUS_MASTER = int(Command.BUS_MASTER)
+_MSIX_ENABLE = int(MsixControl.ENABLE) >> 8
+"""In the upper byte of the control register."""
+
+_COMMAND_AT = Header.COMMAND.offset
 _WINDOW_LENGTHS = (1, 2, 4)
 
 
@@ -61,6 +65,7 @@ class ConfigSpace:
         self._image = bytearray(layout.config_space_size)
         self._places: dict[CapabilityId, int] = {}
         self._window = 0
+        self._msix_control: int | None = None
         self._put_header(device_id, class_code)
         self._put_bar_masks()
         self._put_capabilities()
@@ -106,6 +111,7 @@ class ConfigSpace:
         self._allow(PciCfg, self._window)
         if layout.vectors:
             self._allow(Msix, self._places[CapabilityId.MSIX])
+            self._msix_control = self._places[CapabilityId.MSIX] + Msix.CONTROL.offset
         if layout.has_function_reset:
             self._allow(Express, self._places[CapabilityId.EXPRESS])
 
@@ -161,14 +167,14 @@ class ConfigSpace:
 
     @property
     def is_bus_master(self) -> bool:
-        """Whether the function may access memory."""
-        return bool(Header.COMMAND.get(self._image) & _BUS_MASTER)
+        """Whether the function may access memory; asked for at each notification."""
+        return bool(self._image[_COMMAND_AT] & _BUS_MASTER)
 
     @property
     def is_msix_enabled(self) -> bool:
-        """Whether the driver has enabled MSI-X."""
-        place = self._places.get(CapabilityId.MSIX)
-        return place is not None and bool(Msix.CONTROL.get(self._image, place) & MsixControl.ENABLE)
+        """Whether the driver has enabled MSI-X; asked for at each interrupt."""
+        at = self._msix_control
+        return at is not None and bool(self._image[at + 1] & _MSIX_ENABLE)
 
     @property
     def is_reset_wanted(self) -> bool:

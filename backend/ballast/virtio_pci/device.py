@@ -252,18 +252,36 @@ class VirtioPci:
             return self._write_device_config(offset - layout.device.offset, data)
         return None
 
-    def _write_notify(self, offset: int, size: int) -> Effects | None:
-        """Pass a notification on; before the device runs there is nothing to be told.
+    def notified_queue(self, region: int, offset: int, size: int) -> int | None:
+        """Return the queue that a write notifies, if it does nothing else; None otherwise.
+
+        It says no more than `write` would, but says it sooner: a kick is all that a guest at work
+        sends.
+        """
+        notify = self.layout.notify
+        if region != notify.bar or not 0 <= offset - notify.offset < notify.length:
+            return None
+        index = self._queue_at(offset - notify.offset, size)
+        return index if index is not None and self._is_served(index) else None
+
+    def _queue_at(self, offset: int, size: int) -> int | None:
+        """Return the queue whose notification address this is; None if it is nobody's.
 
         The address says which queue it is, so that the data need not be believed.
         """
         index, remainder = divmod(offset, NOTIFY_MULTIPLIER)
-        queues = self._registers.state.queues
-        if remainder or size not in _NOTIFICATION_SIZES or index >= len(queues):
+        is_one = not remainder and index < len(self._registers.state.queues)
+        return index if is_one and size in _NOTIFICATION_SIZES else None
+
+    def _is_served(self, index: int) -> bool:
+        return self.is_running and self._registers.state.queues[index].is_enabled
+
+    def _write_notify(self, offset: int, size: int) -> Effects | None:
+        """Pass a notification on; before the device runs there is nothing to be told."""
+        index = self._queue_at(offset, size)
+        if index is None:
             return None
-        if not self.is_running or not queues[index].is_enabled:
-            return NO_EFFECTS
-        return (QueueNotified(index),)
+        return (QueueNotified(index),) if self._is_served(index) else NO_EFFECTS
 
     def _write_device_config(self, offset: int, data: bytes) -> Effects | None:
         if offset + len(data) > self._device.config_size:
@@ -333,14 +351,14 @@ class VirtioPci:
 
         With MSI-X it is the vector that speaks; the ISR status then only tells config changes.
         """
-        self.revision += 1
         config = self._config
-        if config.is_msix_enabled:
-            if reason is Isr.CONFIG:
-                self._registers.state.isr |= reason
-            can_send = vector != NO_VECTOR and Command.BUS_MASTER in config.command
+        is_msix = config.is_msix_enabled
+        if reason is Isr.CONFIG or not is_msix:
+            self.revision += 1
+            self._registers.state.isr |= reason
+        if is_msix:
+            can_send = vector != NO_VECTOR and config.is_bus_master
             return Vector(vector) if can_send else None
-        self._registers.state.isr |= reason
         return Intx() if self.is_intx_asserted else None
 
 

