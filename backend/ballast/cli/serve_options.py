@@ -130,7 +130,8 @@ BusyPoll = Annotated[
         min=0,
         max=1000,
         metavar="MICROSECONDS",
-        help="How long to look for more work before sleeping, at most; 0 sleeps at once.",
+        help="How long to look for more work before sleeping where some is expected at once; "
+        "0 sleeps at once.",
     ),
 ]
 

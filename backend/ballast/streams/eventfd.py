@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from ballast.streams import direct
 from ballast_protocol.errors import MalformedError
 
 _ONE = (1).to_bytes(8, "little")
@@ -25,7 +26,7 @@ class KickFd:
         self._loop = asyncio.get_running_loop()
         try:
             os.set_blocking(fd, False)
-            self._loop.add_reader(fd, self._readable)
+            direct.add_reader(self._loop, fd, self._readable)
         except OSError as error:
             raise MalformedError(f"a kick descriptor cannot be waited for: {error}") from error
         self._fd = fd
@@ -46,14 +47,14 @@ class KickFd:
         if not data:
             # The other end of what should have been an eventfd is gone: stop watching, or the loop
             # would turn for ever.
-            self._loop.remove_reader(self._fd)
+            direct.remove_reader(self._loop, self._fd)
             return
         self._kicked()
 
     def close(self) -> None:
         """Stop watching and close."""
         if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
+            direct.remove_reader(self._loop, self._fd)
             os.close(self._fd)
             self._fd = -1
 
@@ -73,8 +74,10 @@ class CallFd:
 
     def signal(self) -> None:
         """Notify. A full counter means that a notification is pending already."""
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105  # `suppress` costs more than the rest
             os.write(self._fd, _ONE)
+        except OSError:
+            pass
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -23,6 +23,7 @@ import termios
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ballast.streams import direct
 from ballast.streams.fds import FdSet
 from ballast.streams.outbox import Outbox
 from ballast_protocol.errors import MalformedError, OperatorError, PeerError
@@ -92,7 +93,7 @@ class MessageSocket:
         self._is_writing = False
         self.outbox = outbox or Outbox()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock, readable)
+        direct.add_reader(self._loop, sock.fileno(), readable)
 
     @property
     def fd(self) -> int:
@@ -175,9 +176,9 @@ class MessageSocket:
     def pause(self, is_paused: bool) -> None:
         """Stop telling that bytes are there, or tell again."""
         if is_paused:
-            self._loop.remove_reader(self._sock)
+            direct.remove_reader(self._loop, self._sock.fileno())
         else:
-            self._loop.add_reader(self._sock, self._readable)
+            direct.add_reader(self._loop, self._sock.fileno(), self._readable)
 
     def has_input(self) -> bool:
         """Return whether bytes, or the end of the stream, are waiting to be read."""
@@ -254,7 +255,7 @@ class MessageSocket:
     def close(self) -> None:
         """Leave the event loop and close; calling it again does nothing."""
         if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
+            direct.remove_reader(self._loop, self._sock.fileno())
             self._loop.remove_writer(self._sock)
             self._sock.close()
             self.outbox.close()

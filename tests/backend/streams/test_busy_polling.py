@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import selectors
 from collections.abc import Iterator
 
 import pytest
 
-from ballast.streams.busy_polling import FIRST_SECONDS, BusySelector, Window, run
+from ballast.streams.busy_polling import BusySelector, Gaps, run
 
 MOST = 0.0001
+SHORT, LONG = MOST / 4, 1.0
+CONFIG, KICK = 5, 6
 
 
 class Clock:
@@ -32,53 +33,79 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def grown(window: Window) -> None:
-    while window.seconds < MOST:
-        window.slept(0)
+def lock_step(gaps: Gaps) -> list[bool]:
+    """One buffer of a driver: a kick, two config accesses; whether each is expected at once."""
+    expected = []
+    for fd, seconds in ((KICK, LONG), (CONFIG, LONG), (CONFIG, SHORT)):
+        expected.append(gaps.is_short)
+        gaps.came(fd, seconds)
+    return expected
 
 
-def test_the_window_grows_while_a_longer_look_would_have_paid_off() -> None:
-    window = Window(MOST)
-    assert window.seconds == 0
-    window.slept(MOST / 2)
-    assert window.seconds == FIRST_SECONDS
-    grown(window)
-    window.slept(0)
-    assert window.seconds == MOST
+def test_the_short_gap_of_a_lock_step_is_learnt_and_the_long_ones_are_not() -> None:
+    gaps = Gaps(MOST)
+    assert lock_step(gaps) == [False, False, False]
+    for _ in range(8):
+        lock_step(gaps)
+    assert lock_step(gaps) == [False, False, True]
 
 
-def test_the_window_closes_where_nothing_comes() -> None:
-    window = Window(MOST)
-    grown(window)
-    sleeps = 0
-    while window.seconds:
-        window.slept(1.0)
-        sleeps += 1
-    assert sleeps < 8
+def test_what_is_learnt_is_unlearnt() -> None:
+    gaps = Gaps(MOST)
+    for _ in range(10):
+        gaps.came(KICK, SHORT)
+    assert gaps.is_short
+    rounds = 0
+    while gaps.is_short:
+        gaps.came(KICK, LONG)
+        rounds += 1
+    assert rounds < 5
 
 
-def test_it_looks_no_longer_than_the_window_and_never_where_nobody_waits(
-    pipe: tuple[int, int],
-) -> None:
+def test_where_nothing_comes_any_more_it_is_expected_no_longer() -> None:
+    gaps = Gaps(MOST)
+    for _ in range(10):
+        gaps.came(KICK, SHORT)
+    gaps.nothing_came()
+    assert not gaps.is_short
+
+
+def test_any_number_of_descriptors_is_bounded() -> None:
+    gaps = Gaps(MOST)
+    for fd in range(10_000):
+        gaps.came(fd, SHORT)
+    assert len(gaps._expected) <= 4096
+
+
+def expectant(selector: BusySelector, fd: int) -> None:
+    for _ in range(10):
+        selector.gaps.came(fd, SHORT)
+
+
+def test_it_looks_no_longer_than_the_bound_and_only_once_in_vain(pipe: tuple[int, int]) -> None:
     clock = Clock()
     with BusySelector(MOST, clock) as selector:
-        selector.register(pipe[0], selectors.EVENT_READ)
-        grown(selector.window)
-        assert selector.select(0) == []
+        selector.add_reader(pipe[0], lambda: None)
+        expectant(selector, pipe[0])
+        assert selector.poll(0) == []
         assert clock.looks == 0
-        assert selector.select(0.001) == []
+        assert selector.poll(0.001) == []
         assert 2 < clock.looks < 2 * MOST / 0.000005
+        clock.looks = 0
+        assert selector.poll(0.001) == []
+        assert clock.looks == 1
 
 
-def test_what_is_ready_is_returned_at_once(pipe: tuple[int, int]) -> None:
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_what_is_there_is_returned_at_once(pipe: tuple[int, int], is_expected: bool) -> None:
     clock = Clock()
     with BusySelector(MOST, clock) as selector:
-        key = selector.register(pipe[0], selectors.EVENT_READ)
+        selector.add_reader(pipe[0], lambda: None)
+        if is_expected:
+            expectant(selector, pipe[0])
         os.write(pipe[1], b"x")
-        for begin in (lambda _: None, grown):
-            begin(selector.window)
-            assert selector.select(None) == [(key, selectors.EVENT_READ)]
-        assert clock.looks <= 4
+        assert [fd for fd, _ in selector.poll(None)] == [pipe[0]]
+        assert clock.looks <= 3
 
 
 @pytest.mark.parametrize("seconds", [0.0, MOST])
