@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Protocol
 
 from ballast.balloon.device import BalloonDevice
@@ -30,7 +31,7 @@ class SliceServer:
     def __init__(self, device: BalloonDevice, owner: RingOwner) -> None:
         self._device = device
         self._owner = owner
-        self._waiting: dict[int, Turn] = {}
+        self._ring_turns: dict[SplitQueue, Turn] = {}
         self._turns = shared_turns()
 
     def serve(self, index: int, queue: SplitQueue) -> None:
@@ -38,16 +39,11 @@ class SliceServer:
 
         Its turn is now, unless other rings have used up what there is for all of them.
         """
-        if not self._is_waiting(index) and self._owner.is_active(index):
-            self._turns.take(self._turn(index, queue))
-
-    def _turn(self, index: int, queue: SplitQueue) -> Turn:
-        turn = self._waiting[index] = Turn(lambda: self._slice(index, queue))
-        return turn
-
-    def _is_waiting(self, index: int) -> bool:
-        turn = self._waiting.get(index)
-        return turn is not None and turn.is_waiting
+        turn = self._ring_turns.get(queue)
+        if turn is None:
+            turn = self._ring_turns[queue] = Turn(partial(self._slice, index, queue))
+        if not turn.is_waiting:
+            self._turns.take(turn)
 
     def _slice(self, index: int, queue: SplitQueue) -> None:
         if not self._owner.is_active(index):
@@ -59,11 +55,12 @@ class SliceServer:
             return
         if done.notify:
             self._owner.interrupt(index)
-        if done.more:
-            self._turns.queue(self._turn(index, queue))
+        turn = self._ring_turns.get(queue)
+        if done.more and turn is not None:
+            self._turns.queue(turn)
 
     def forget(self) -> None:
         """Come back to no ring any more: the queues that were being served are gone."""
-        for turn in self._waiting.values():
+        for turn in self._ring_turns.values():
             turn.cancel()
-        self._waiting.clear()
+        self._ring_turns.clear()

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ballast.transport.turns import BUDGET_SECONDS, Turn, Turns, shared_turns
+import pytest
+
+from ballast.transport.turns import BUDGET_SECONDS, PERIOD_SECONDS, Turn, Turns, shared_turns
 
 
 def lazy(log: list[str], name: str) -> Turn:
@@ -70,4 +72,31 @@ async def test_work_that_was_called_off_is_not_done_and_costs_nobody_a_turn() ->
     called_off.cancel()
     assert not called_off.is_waiting
     await asyncio.sleep(0)
+    assert log == ["a", "c"]
+
+
+async def test_the_budget_comes_back_with_time_though_no_turn_of_the_loop_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    log: list[str] = []
+
+    def work(name: str) -> Turn:
+        def spend() -> None:
+            nonlocal now
+            now += BUDGET_SECONDS
+            log.append(name)
+
+        return Turn(spend)
+
+    turns = Turns()
+    turns.take(work("a"))
+    waiting = work("b")
+    turns.take(waiting)
+    assert (log, waiting.is_waiting) == (["a"], True)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    now += PERIOD_SECONDS
+    turns.take(work("c"))
     assert log == ["a", "c"]
