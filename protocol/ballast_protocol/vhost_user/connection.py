@@ -18,6 +18,7 @@ refusal if it wants an answer, and the connection goes on.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from ballast_protocol.errors import InternalError, MalformedError, PeerError, TruncatedError
 from ballast_protocol.vhost_user import events
@@ -51,6 +52,15 @@ from ballast_protocol.vhost_user.rules import (
 
 _CONFIG_HEAD_BYTES = Header.SIZE + ConfigAccess.SIZE
 _MAX_KNOWN = 16
+
+
+class _Pending(NamedTuple):
+    """A request that waits to be finished, and perhaps the answer that says that all went well."""
+
+    header: Header
+    rule: Rule
+    event: Event
+    prepared: bytes | None = None
 
 
 class BackendConnection:
@@ -101,8 +111,8 @@ class BackendConnection:
         self.broken = False
         self._header: Header | None = None
         self._fd_count = 0
-        self._pending: tuple[Header, Rule, Event] | None = None
-        self._known: dict[bytes, tuple[Header, Rule]] = {}
+        self._pending: _Pending | None = None
+        self._known: dict[bytes, _Pending] = {}
 
     # Receiving
 
@@ -119,7 +129,7 @@ class BackendConnection:
     @property
     def pending(self) -> int | None:
         """The code of the request that waits to be finished; None if it is the peer's turn."""
-        return None if self._pending is None else self._pending[0].request
+        return None if self._pending is None else self._pending.header.request
 
     def receive(self, data: bytes, fd_count: int = 0) -> Event | None:
         """Take in the next `bytes_wanted` bytes and the number of descriptors that came with them.
@@ -154,20 +164,19 @@ class BackendConnection:
         known = self._known.get(message[:_CONFIG_HEAD_BYTES])
         if known is None or self._header is not None or self._pending is not None or self.broken:
             return None
-        header, rule = known
-        if len(message) != Header.SIZE + header.size or rule.decode is None:
+        if len(message) != Header.SIZE + known.header.size:
             return None
-        event = rule.decode(message[Header.SIZE :], 0)
-        self._pending = (header, rule, event)
+        event = known.event
+        if isinstance(event, events.SetConfig):
+            event = events.SetConfig(event.offset, event.flags, message[_CONFIG_HEAD_BYTES:])
+        self._pending = known._replace(event=event) if event is not known.event else known
         return event
 
-    def _remember(self, header: Header, rule: Rule, payload: bytes) -> None:
-        """Have messages recalled that begin like this one; its header stands for what was checked.
-
-        What follows the head is data, of which any is in order.
-        """
+    def _remember(self, header: Header, rule: Rule, payload: bytes, event: Event) -> None:
+        """Have messages recalled that begin like this one; what follows the head is only data."""
         if len(self._known) < _MAX_KNOWN:
-            self._known[header.pack() + payload[: ConfigAccess.SIZE]] = header, rule
+            pending = _Pending(header, rule, event, self._status_of(header, rule, ok=True))
+            self._known[header.pack() + payload[: ConfigAccess.SIZE]] = pending
 
     def _receive(self, data: bytes, fd_count: int) -> Event | None:
         if self._header is not None:
@@ -183,12 +192,12 @@ class BackendConnection:
         rule = RULES.get(header.request, UNKNOWN)
         event = self._decode(header, rule, payload)
         if isinstance(event, events.GetConfig | events.SetConfig):
-            self._remember(header, rule, payload)
+            self._remember(header, rule, payload, event)
         elif isinstance(event, events.SetProtocolFeatures):
             self._known.clear()
         if header.request == Request.SET_LOG_BASE and self._agreed(ProtocolFeature.LOG_SHMFD):
             rule = replace(rule, reply=Reply.STATUS)
-        self._pending = (header, rule, event)
+        self._pending = _Pending(header, rule, event)
         self._header = None
         return event
 
@@ -247,9 +256,9 @@ class BackendConnection:
     @property
     def reply_demanded(self) -> bool:
         """Whether the front-end waits for an answer to the pending request."""
-        if self._pending is None:
-            return False
-        header, rule, _ = self._pending
+        return self._pending is not None and self._demands(self._pending.header, self._pending.rule)
+
+    def _demands(self, header: Header, rule: Rule) -> bool:
         return rule.reply is not Reply.ON_DEMAND or (
             header.need_reply and self._agreed(ProtocolFeature.REPLY_ACK)
         )
@@ -262,7 +271,9 @@ class BackendConnection:
         Raises:
             InternalError: `event` is not the one that is pending.
         """
-        if self._pending is None or (self._pending[2] is not event and self._pending[2] != event):
+        if self._pending is None or (
+            self._pending.event is not event and self._pending.event != event
+        ):
             raise InternalError(f"{event!r} is not pending")
         match event:
             case events.GetConfig() | events.SetConfig():
@@ -293,15 +304,22 @@ class BackendConnection:
         """
         if self._pending is None:
             raise InternalError("an acknowledgement, but no request is pending")
-        _, rule, _ = self._pending
-        if not self.reply_demanded:
-            self._pending = None
+        header, rule, _, prepared = self._pending
+        if not ok or prepared is None:
+            prepared = self._status_of(header, rule, ok)
+        if prepared is None:
+            raise InternalError(f"{name_of(header.request)} wants {rule.reply.value}")
+        self._pending = None
+        return prepared
+
+    def _status_of(self, header: Header, rule: Rule, ok: bool) -> bytes | None:
+        """Return the answer that tells how it went; None if success needs another one."""
+        if not self._demands(header, rule):
             return b""
         if rule.reply in (Reply.ON_DEMAND, Reply.STATUS):
-            return self._reply(status_payload(rule.accepted if ok else rule.refused))
-        if ok:
-            raise InternalError(f"{name_of(self._pending[0].request)} wants {rule.reply.value}")
-        return self._reply(b"")
+            payload = status_payload(rule.accepted if ok else rule.refused)
+            return reply_header(header.request, len(payload)) + payload
+        return None if ok else reply_header(header.request, 0)
 
     def reply_u64(self, value: int) -> bytes:
         """Finish the pending request with a number.
@@ -342,14 +360,14 @@ class BackendConnection:
         return self._reply(config_head(event.offset, event.size, event.flags) + part)
 
     def _expect(self, reply: Reply) -> Event:
-        if self._pending is None or self._pending[1].reply is not reply:
-            waits = "nothing" if self._pending is None else name_of(self._pending[0].request)
+        if self._pending is None or self._pending.rule.reply is not reply:
+            waits = "nothing" if self._pending is None else name_of(self._pending.header.request)
             raise InternalError(f"{reply.value} to answer {waits}")
-        return self._pending[2]
+        return self._pending.event
 
     def _reply(self, payload: bytes) -> bytes:
         if self._pending is None:
             raise InternalError("a reply, but no request is pending")
-        message = reply_header(self._pending[0].request, len(payload)) + payload
+        message = reply_header(self._pending.header.request, len(payload)) + payload
         self._pending = None
         return message

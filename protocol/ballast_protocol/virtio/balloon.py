@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
+from typing import NamedTuple
 
 DEVICE_ID = 5
 """virtio device type of the traditional memory balloon."""
@@ -76,9 +77,17 @@ HINT_COMMAND_ID_MIN = 0x8000_0000
 _CONFIG = struct.Struct("<IIII")
 
 
-@dataclass(frozen=True)
-class BalloonConfig:
+class _ConfigFields(NamedTuple):
+    num_pages: int = 0
+    actual: int = 0
+    free_page_hint_cmd_id: int = 0
+    poison_val: int = 0
+
+
+class BalloonConfig(_ConfigFields):
     """`struct virtio_balloon_config` (5.5.4): four little-endian 32-bit fields.
+
+    A tuple, because the guest reads and writes it for each array of pages.
 
     Attributes:
         num_pages: How many 4 KiB pages the device wants the guest to give up.
@@ -87,29 +96,22 @@ class BalloonConfig:
         poison_val: What the guest fills free pages with, if PAGE_POISON was negotiated.
     """
 
-    num_pages: int = 0
-    actual: int = 0
-    free_page_hint_cmd_id: int = 0
-    poison_val: int = 0
-
+    __slots__ = ()
     SIZE = _CONFIG.size
 
     def pack(self) -> bytes:
         """Return the 16 bytes of the config space."""
-        return _CONFIG.pack(
-            self.num_pages, self.actual, self.free_page_hint_cmd_id, self.poison_val
-        )
+        return _CONFIG.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> BalloonConfig:
         """Read a config space; what lies beyond the end of `data` reads as zero."""
-        padded = bytes(data[: cls.SIZE]).ljust(cls.SIZE, b"\0")
-        return cls(*_CONFIG.unpack(padded))
+        if len(data) != cls.SIZE:
+            data = bytes(data[: cls.SIZE]).ljust(cls.SIZE, b"\0")
+        return cls._make(_CONFIG.unpack(data))
 
     def patched(self, offset: int, data: bytes) -> BalloonConfig:
         """Return the config after a write at `offset`; bytes beyond the end are dropped."""
-        if not offset and len(data) >= self.SIZE:
-            return BalloonConfig.unpack(data)
         raw = bytearray(self.pack())
         end = min(offset + len(data), len(raw))
         if offset < end:

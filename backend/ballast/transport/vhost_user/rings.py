@@ -52,7 +52,7 @@ class Rings:
         self._changed = changed
         self._memory = MemoryMap()
         self._features = 0
-        self._due: set[int] | None = None
+        self._due: list[int] | None = None
         self._vrings = [Vring(index, kept, cells) for index in range(QUEUE_COUNT)]
         self._slices = SliceServer(device, self)
 
@@ -208,17 +208,17 @@ class Rings:
     def _service(self, vring: Vring) -> None:
         if self._due is None:
             self._slices.serve(vring.index, vring.queue)
-        else:
-            self._due.add(vring.index)
+        elif vring.index not in self._due:
+            self._due.append(vring.index)
 
     def hold(self) -> None:
         """Serve nothing before `release`: what is being decided has to be saved first."""
-        self._due = set()
+        self._due = []
 
     def release(self) -> None:
         """Serve what was to be served meanwhile."""
-        due, self._due = self._due or (), None
-        for index in sorted(due):
+        due, self._due = self._due, None
+        for index in due or ():
             self._service(self._vrings[index])
 
     def stop(self, index: int) -> int:

@@ -174,8 +174,8 @@ class Session:
         match event:
             case events.GetConfig():
                 return self._connection.reply_config(self._device.config.pack())
-            case events.SetConfig(offset=offset, data=data):
-                self._device.write_config(self._device.config.patched(offset, data))
+            case events.SetConfig() as write:
+                self._device.write_config(self._written(write))
                 return self._connection.ack()
             case events.GetVringBase(index):
                 return self._connection.reply_vring_state(index, self._rings.stop(index))
@@ -194,6 +194,12 @@ class Session:
             case _:
                 return self._connection.ack(self._ring_request(event))
         return self._connection.ack()
+
+    def _written(self, write: events.SetConfig) -> BalloonConfig:
+        """Return the config space after a write: QEMU sends all of it, other front-ends a part."""
+        if not write.offset and len(write.data) == BalloonConfig.SIZE:
+            return BalloonConfig.unpack(write.data)
+        return self._device.config.patched(write.offset, write.data)
 
     # Features, memory, channel ---------------------------------------------------------------
 
