@@ -57,9 +57,9 @@ class Connection(Protocol[_Arrived_co]):
         """Take in the bytes wanted; return what is to be served, or None if a payload follows."""
 
     def recall(self, message: bytes) -> _Arrived_co | None:
-        """Take in a whole message without descriptors, if it is of a kind that comes all the time.
+        """Take in exactly one message without descriptors, if its kind comes all the time.
 
-        Returns None, and has taken in nothing, if it has to be received.
+        Returns None, and has taken in nothing, if what is there has to be received.
         """
 
 
@@ -128,7 +128,7 @@ class MessageReader(Generic[Arrived]):
         self.is_serving = False
         self.is_mid_message = False
         self.position = position or Position()
-        self.fds = FdSet()
+        self.fds, self._passing = FdSet(), FdSet()
         self.socket = MessageSocket(sock, self.read, lambda error: ended(str(error)), outbox)
 
     def recover(self) -> None:
@@ -184,9 +184,12 @@ class MessageReader(Generic[Arrived]):
         return arrived
 
     def _look_at_header(self) -> Arrived | None:
-        """Take in the header at the front, if it is there, with its descriptors."""
+        """Take in the header at the front, if it is there, with its descriptors.
+
+        Takes in the whole message if it is one that comes all the time, and nothing follows it yet.
+        """
         head, window = self._connection.bytes_wanted, b""
-        with FdSet() as last:
+        with self._passing as last:
             while len(window) < head:
                 if window:
                     self._keep(last)
@@ -195,6 +198,11 @@ class MessageReader(Generic[Arrived]):
                     self._stop_short(part, window)
                     return None
                 window += part
+            if not last and not self.fds:
+                arrived = self._connection.recall(window)
+                if arrived is not None:
+                    self._size, self._has_more = len(window), False
+                    return arrived
             self._head_bytes, self._size = head, self._measure(window[:head])
             # The kernel stops after the bytes that descriptors came with, but not before them.
             is_ours = len(window) <= self._size
@@ -202,10 +210,6 @@ class MessageReader(Generic[Arrived]):
                 self._keep(last)
         self._window = b"" if is_ours and self.fds else window
         self._has_more = len(window) != self._size
-        if not self._has_more and not self.fds:
-            arrived = self._connection.recall(window)
-            if arrived is not None:
-                return arrived
         return self._connection.receive(window[:head], len(self.fds))
 
     def _keep(self, found: FdSet) -> None:

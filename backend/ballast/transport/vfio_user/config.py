@@ -13,6 +13,12 @@ from ballast_protocol.errors import InternalError
 WATCH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Pauses between looks at the page after a queue was used; the last one repeats."""
 
+NEAR_PAGES = 1024
+"""So near to its target, a guest may be giving its last buffer."""
+
+_FAR = WATCH_SECONDS.index(0.05)
+"""Which pause is the first for a guest that has more to give."""
+
 _PAGE = "page"
 
 
@@ -87,18 +93,25 @@ class ConfigSharing:
             self._page.clear_driver_fields()
 
     def watch(self) -> None:
-        """Look at the page soon: the driver writes `actual` after it has seen a used buffer."""
-        if self._page is None or (self._timer is not None and self._looks == 0):
+        """Look at the page soon: the driver writes `actual` after it has seen a used buffer.
+
+        While buffers come, each of them is a look; only the last ones have to be waited for.
+        """
+        if self._page is None:
             return
-        self._looks = 0
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(WATCH_SECONDS[0], self._look)
+        first = 0 if self._page.distance <= NEAR_PAGES else _FAR
+        if self._timer is None or self._looks > first:
+            self._set_timer(first)
 
     def _look(self) -> None:
         self.take()
-        self._looks = min(self._looks + 1, len(WATCH_SECONDS) - 1)
-        self._timer = self._loop.call_later(WATCH_SECONDS[self._looks], self._look)
+        self._set_timer(min(self._looks + 1, len(WATCH_SECONDS) - 1))
+
+    def _set_timer(self, looks: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks = looks
+        self._timer = self._loop.call_later(WATCH_SECONDS[looks], self._look)
 
     def close(self) -> None:
         """Stop looking and let go of the page."""

@@ -155,6 +155,12 @@ class Function:
 
     def write(self, writes: Sequence[RegionWrite]) -> None:
         """Take writes to regions, and do what follows."""
+        if len(writes) == 1:
+            only = writes[0]
+            notified = self._pci.notified_queue(only.region, only.offset, len(only.data))
+            if notified is not None:
+                self._notified(notified)
+                return
         effects: pci.Effects = ()
         for write in writes:
             self.config.written(write.region, write.offset, write.data)

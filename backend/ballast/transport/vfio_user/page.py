@@ -100,6 +100,11 @@ class ConfigPage:
         return self._fields[_ACTUAL]
 
     @property
+    def distance(self) -> int:
+        """How many pages the guest is from its target, by what it wrote and what it is shown."""
+        return abs(self._fields[_NUM_PAGES] - self._fields[_ACTUAL])
+
+    @property
     def poison_val(self) -> int:
         """What the guest last wrote to `poison_val`."""
         return self._fields[_POISON]

@@ -60,7 +60,7 @@ class Queues:
         self._settling: asyncio.TimerHandle | None = None
         self._queues: dict[int, SplitQueue] = {}
         self._resumed: set[int] = set()
-        self._due: set[int] | None = None
+        self._due: list[int] | None = None
         self._broken: set[int] = set()
         self._problems: dict[int, str] = {}
         self._slices = SliceServer(device, self)
@@ -109,12 +109,12 @@ class Queues:
 
     def hold(self) -> None:
         """Serve nothing before `release`: what was decided is to be saved first."""
-        self._due = set()
+        self._due = []
 
     def release(self) -> None:
         """Serve what was to be served meanwhile."""
-        due, self._due = self._due or set(), None
-        for index in sorted(due):
+        due, self._due = self._due, None
+        for index in due or ():
             self.serve(index)
 
     # Life ------------------------------------------------------------------------------------
@@ -213,7 +213,8 @@ class Queues:
     def serve(self, index: int) -> None:
         """Serve what the driver has put into a queue."""
         if self._due is not None:
-            self._due.add(index)
+            if index not in self._due:
+                self._due.append(index)
             return
         queue = self._queues.get(index)
         if queue is not None:

@@ -8,6 +8,8 @@ from typing import Any
 from ballast.balloon.state import DeviceState
 from ballast.transport.vfio_user.function import SavedFunction
 from ballast.transport.vfio_user.memory import SavedRegion
+from ballast_protocol.errors import InternalError, StateError
+from ballast_protocol.vfio_user.state import ConnectionState
 
 RECORD = "vfio-user"
 
@@ -32,3 +34,16 @@ class SavedSession:
     function: SavedFunction
     device: DeviceState
     page_reply_end: int = 0
+
+    def connection_state(self) -> ConnectionState | None:
+        """Return what was agreed on, for a connection to go on with; None if nothing was.
+
+        Raises:
+            StateError: It cannot be used.
+        """
+        if self.connection is None:
+            return None
+        try:
+            return ConnectionState.from_values(self.connection)
+        except InternalError as error:
+            raise StateError(str(error)) from error

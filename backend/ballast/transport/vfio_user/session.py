@@ -34,12 +34,11 @@ from ballast.transport.vfio_user.memory import DmaMemory
 from ballast.transport.vfio_user.model import describe
 from ballast.transport.vfio_user.saved import RECORD, SavedSession
 from ballast.virtio_pci.layout import Variant
-from ballast_protocol.errors import InternalError, PeerError, StateError
+from ballast_protocol.errors import PeerError, StateError
 from ballast_protocol.vfio_user import events
 from ballast_protocol.vfio_user.codes import name_of
 from ballast_protocol.vfio_user.connection import ServerConnection
 from ballast_protocol.vfio_user.message import message_bytes
-from ballast_protocol.vfio_user.state import ConnectionState
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class Session:
             self._records = SessionRecords(state, sock, RECORD, SavedSession)
         left = None if self._records is None else self._records.load()
         saved, position = left or (None, Position())
-        connection = _connection(saved)
+        connection = None if saved is None else saved.connection_state()
         self._kept = KeptFds(store)
         self._memory = DmaMemory(self._kept, self._memory_damaged)
         self._function = Function(
@@ -222,11 +221,13 @@ class Session:
 
     def _serve(self, request: events.Request) -> None:
         """Serve one request and answer it, whatever happens: QEMU would wait for its time-out."""
-        is_refused = isinstance(request.event, events.Refused)
-        self._messages["refused" if is_refused else name_of(request.command)] += 1
-        self._has_changed |= not isinstance(request.event, _ACCESSES)
+        event = request.event
+        refused = event if isinstance(event, events.Refused) else None
+        self._messages["refused" if refused else name_of(request.command)] += 1
+        is_access = isinstance(event, _ACCESSES)
+        self._has_changed |= not is_access
         try:
-            reply = self._connection.auto_reply(request)
+            reply = None if is_access else self._connection.auto_reply(request)
             if reply is None:
                 self._dispatch(request)
                 return
@@ -235,8 +236,8 @@ class Session:
         except Exception:
             log.exception("a bug of ours in serving %r", request)
             reply = self._give_up(request)
-        if isinstance(request.event, events.Refused):
-            log.info("refused: %s", request.event.reason)
+        if refused:
+            log.info("refused: %s", refused.reason)
         self._reader.reply(reply)
 
     def _give_up(self, request: events.Request) -> bytes:
@@ -250,12 +251,12 @@ class Session:
     def _dispatch(self, request: events.Request) -> None:
         """Do what a request asks for, and answer it."""
         match request.event:
-            case events.RegionRead(region, offset, count):
-                data = self._function.read(region, offset, count)
-                self._reader.reply(self._connection.reply_data(request, data))
             case events.RegionWrite() as write:
                 self._ack(request)
                 self._function.write((write,))
+            case events.RegionRead(region, offset, count):
+                data = self._function.read(region, offset, count)
+                self._reader.reply(self._connection.reply_data(request, data))
             case events.RegionWriteMulti(writes):
                 self._ack(request)
                 self._function.write(writes)
@@ -383,17 +384,3 @@ class Session:
             },
             "problem": self.problem,
         }
-
-
-def _connection(saved: SavedSession | None) -> ConnectionState | None:
-    """Return what a predecessor left of the connection.
-
-    Raises:
-        StateError: It cannot be used.
-    """
-    if saved is None or saved.connection is None:
-        return None
-    try:
-        return ConnectionState.from_values(saved.connection)
-    except InternalError as error:
-        raise StateError(str(error)) from error
