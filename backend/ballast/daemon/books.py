@@ -5,6 +5,7 @@ from __future__ import annotations
 from ballast.balloon.device import BalloonDevice
 from ballast.guest_link.link import GuestLink
 from ballast.memory.residency import HostMemory, allocated_bytes, rss_shmem_bytes
+from ballast.transport.server import Session
 from ballast_protocol.virtio.balloon import PAGE_SIZE
 
 
@@ -25,6 +26,14 @@ def status(device: BalloonDevice) -> dict[str, int]:
         "waiting-bytes": device.pages.waiting_bytes(),
         "kept-bytes": device.pages.kept.count * PAGE_SIZE,
     }
+
+
+def problem(device: BalloonDevice, session: Session | None) -> str:
+    """Return what an operator should look at first; empty if nothing is wrong."""
+    if session is not None and session.problem:
+        return session.problem
+    failure = device.pages.last_failure
+    return f"the kernel refuses to free guest memory: {failure}" if failure else ""
 
 
 def counters(device: BalloonDevice, link: GuestLink) -> dict[str, object]:

@@ -20,6 +20,7 @@ from ballast.daemon.kept import Kept
 from ballast.daemon.lasting import Lasting
 from ballast.daemon.paths import NameLock, VmPaths
 from ballast.daemon.polling import Polling
+from ballast.daemon.telling import SizeTelling
 from ballast.daemon.transports import make_transport
 from ballast.daemon.version import qmp_version
 from ballast.daemon.wishes import Settings, Wishes
@@ -88,6 +89,7 @@ class VirtualMachine:
         self._transport = make_transport(
             config, self.device, self.paths, self._store, self._lasting.state, self.kept.mode
         )
+        self._telling = SizeTelling(self.device, self._tell_size)
         self._monitor = QemuMonitor(config.qemu_qmp) if config.qemu_qmp else None
         if self._monitor is not None:
             self._monitor.events.append(self._qemu_event)
@@ -105,7 +107,7 @@ class VirtualMachine:
             self.device,
             self.agent,
             sweeps=config.sweeps,
-            resized=self.actual_changed,
+            resized=self._tell_size,
             divided=self._transport.notify_config,
             emit=self._qmp.emit,
             save=self._wishes.save_blocks,
@@ -158,6 +160,7 @@ class VirtualMachine:
         await self._polling.close()
         await self.agent.close()
         self.blocks.close()
+        self._telling.close()
         await self._qmp.close()
         self._store.drop("qmp-listener")
         await self._transport.close()
@@ -202,7 +205,11 @@ class VirtualMachine:
         self.blocks.link_changed(event)
 
     def actual_changed(self) -> None:
-        """Tell operators of the guest's new size."""
+        """The guest has another size."""
+        self._telling.changed()
+
+    def _tell_size(self) -> None:
+        """Tell operators of the guest's size."""
         actual = self.device.actual_bytes
         if actual is not None:
             self._qmp.emit("BALLOON_CHANGE", {"actual": actual})
@@ -352,7 +359,7 @@ class VirtualMachine:
         device, host = self.device, self.host_memory()
         return {
             "state": self._state(),
-            "problem": self._problem(),
+            "problem": books.problem(device, self._transport.session),
             "settled": is_there(self.actual_bytes, self.target_bytes or self.ram_bytes),
             "ledger": books.status(device),
             "blocks": self.blocks.status(),
@@ -385,14 +392,6 @@ class VirtualMachine:
         """Whether QEMU says that the guest stands still; over vfio-user nothing else does."""
         run_state = self._monitor.run_state if self._monitor else None
         return run_state not in (None, "running")
-
-    def _problem(self) -> str:
-        """Return what an operator should look at first; empty if nothing is wrong."""
-        session = self._transport.session
-        if session is not None and session.problem:
-            return session.problem
-        failure = self.device.pages.last_failure
-        return f"the kernel refuses to free guest memory: {failure}" if failure else ""
 
     def host_memory(self) -> HostMemory:
         """Return how much of the guest's memory is really here, measured in two ways."""
