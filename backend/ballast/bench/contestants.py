@@ -175,7 +175,7 @@ class Ballast:
 
 
 BUILT_IN = "qemu-builtin"
-BUSY_POLL_US = 200
+BUSY_POLL_US = 100
 """For contestants that look before they sleep."""
 
 CONTESTANTS: dict[str, Ballast | None] = {

@@ -29,11 +29,8 @@ DIRTY_BYTES = 1664 << 20
 
 FREED_SHARE = 0.95
 LOOK_SECONDS = 0.005
-FAR_BYTES = 128 << 20
-"""Further from its target a guest is looked at less often: each look costs the balloon that is
-measured, ours more than QEMU's."""
-
-FAR_LOOK_SECONDS = 0.02
+MAX_LOOK_SECONDS = 0.1
+FIRST_LOOK_SECONDS = 0.02
 TIMEOUT_SECONDS = 180.0
 
 
@@ -126,12 +123,21 @@ async def _round(contestant: Contestant, boot: str, memory: str) -> list[Measure
 
 
 async def _until(contestant: Contestant, target_bytes: int) -> None:
-    """Wait until the guest says that it has the size."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    """Wait until the guest says that it has the size.
+
+    Each look costs the balloon that is measured, ours more than QEMU's. So it is looked at when it
+    may have gone half of what is left of the way.
+    """
+    started = time.monotonic()
+    begin = await contestant.balloon.actual()
+    pause = FIRST_LOOK_SECONDS
     while (actual := await contestant.balloon.actual()) != target_bytes:
-        _check(deadline, f"{contestant.who} did not reach {target_bytes} bytes")
-        is_far = abs(actual - target_bytes) > FAR_BYTES
-        await asyncio.sleep(FAR_LOOK_SECONDS if is_far else LOOK_SECONDS)
+        now = time.monotonic()
+        _check(started + TIMEOUT_SECONDS, f"{contestant.who} did not reach {target_bytes} bytes")
+        if actual != begin:
+            left = abs(target_bytes - actual) / abs(actual - begin) * (now - started)
+            pause = min(max(left / 2, LOOK_SECONDS), MAX_LOOK_SECONDS)
+        await asyncio.sleep(pause)
 
 
 async def _until_freed(contestant: Contestant, resident_bytes: int) -> None:
