@@ -24,6 +24,13 @@ MAX_REGIONS = 509
 ADDRESS_LIMIT = 1 << 52
 """No x86-64 or arm64 machine has physical addresses beyond this."""
 
+_MAP_FLAGS = mmap.MAP_SHARED | 0x4000
+"""Shared, and without reserving huge pages (MAP_NORESERVE, which `mmap` names from Python 3.13 on).
+
+A hole in a file on hugetlbfs is nobody's: to map it in the ordinary way would take a page for it
+out of the host's pool again, and fail where another guest has it by now.
+"""
+
 
 @dataclass(frozen=True)
 class RegionLayout:
@@ -72,19 +79,33 @@ class Region:
                 f"memory region at {layout.guest_address:#x} ends at byte "
                 f"{layout.file_offset + layout.size_bytes} of a file of {status.st_size} bytes"
             )
-        try:
-            self._mapping = mmap.mmap(fd, layout.size_bytes, offset=layout.file_offset)
-        except (OSError, ValueError) as error:
-            raise MalformedError(
-                f"memory region at {layout.guest_address:#x} cannot be mapped: {error}"
-            ) from error
         self.layout = layout
         self.fd = fd
         self.host_page_bytes = max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE)
         self.file_id = (status.st_dev, status.st_ino)
         self.on_damage: Callable[[], None] = lambda: None
+        start = layout.file_offset % self.host_page_bytes
+        self._mapping = self._mapped(layout.file_offset - start, status.st_size)
         self._guard = guard.guard(self._mapping, self.host_page_bytes, lambda: self.on_damage())
-        self.view = memoryview(self._mapping)
+        self.view = memoryview(self._mapping)[start : start + layout.size_bytes]
+
+    def _mapped(self, offset: int, file_bytes: int) -> mmap.mmap:
+        """Return a mapping of all host pages that the region has a part in.
+
+        On hugetlbfs nothing less can be mapped, nor be unmapped again. QEMU announces such regions
+        to vfio-user servers: with low memory, where the BIOS lies between them.
+
+        Raises:
+            MalformedError: The file cannot be mapped.
+        """
+        page, end = self.host_page_bytes, self.layout.file_offset + self.layout.size_bytes
+        length = min(-(-end // page) * page, file_bytes) - offset
+        try:
+            return mmap.mmap(self.fd, length, _MAP_FLAGS, offset=offset)
+        except (OSError, ValueError) as error:
+            raise MalformedError(
+                f"memory region at {self.layout.guest_address:#x} cannot be mapped: {error}"
+            ) from error
 
     def close(self) -> None:
         """Unmap and close. Every view that was taken of the region must have been released."""
