@@ -143,6 +143,7 @@ def _detail_table(found: dict[str, object]) -> Table:
         "last resize": dig(found, "resizing", "last", "explanation"),
         "features": ", ".join(map(str, features)) if isinstance(features, list) else None,
         "books minus guest": size_cell(dig(found, "ledger", "difference-bytes")),
+        "waits for whole host pages": size_cell(dig(found, "ledger", "waiting-bytes")),
         "host, QEMU's RssShmem": size_cell(dig(found, "host", "rss-shmem-bytes")),
         "given back so far": size_cell(dig(found, "counters", "discarded-bytes")),
         "free pages reported": size_cell(dig(found, "counters", "reported-bytes")),

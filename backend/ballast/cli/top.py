@@ -159,6 +159,8 @@ def _notes(look: Look) -> str:
         if dig(resizing, name, "enabled"):
             reason = dig(resizing, name, "reason")
             notes.append(f"{word}: {reason}" if reason else word)
+    if waiting := dig(look.status, "ledger", "waiting-bytes"):
+        notes.append(f"{size_cell(waiting)} waits for whole host pages")
     if dig(resizing, "current", "id") is not None:
         elapsed, limit = (dig(resizing, "current", key) for key in ("seconds", "timeout-seconds"))
         notes.append(f"resize {dig(resizing, 'current', 'id')}: {elapsed} of {limit} s")

@@ -121,6 +121,12 @@ def test_status_says_what_is_held_and_why(web: FakeBalloonControl) -> None:
     assert "giving back inhibited yes, no reason was given" in text
 
 
+def test_status_says_what_waits_for_whole_host_pages(web: FakeBalloonControl) -> None:
+    web.extra_status["ledger"] = {"bytes": 512 * MIB, "waiting-bytes": 3 * MIB}
+    text = " ".join(run("status", "web").stdout.split())
+    assert "waits for whole host pages 3 MiB" in text
+
+
 def test_names_are_completed(web: FakeBalloonControl) -> None:
     from ballast.cli.common import complete_vm
 

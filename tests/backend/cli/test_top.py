@@ -52,6 +52,14 @@ def test_one_look(web: FakeBalloonControl) -> None:
     assert found["stats"]["age-seconds"] == 12.5
 
 
+def test_what_waits_for_whole_host_pages(web: FakeBalloonControl) -> None:
+    web.extra_status["ledger"] = {"bytes": 512 * MIB, "waiting-bytes": 0}
+    assert "waits" not in run("top", "--once").stdout
+    web.extra_status["ledger"] = {"bytes": 512 * MIB, "waiting-bytes": 3 * MIB}
+    web.extra_status["problem"] = ""
+    assert "3 MiB waits" in run("top", "--once").stdout
+
+
 def test_one_that_has_gone_is_still_named(runtime_root: Path, web: FakeBalloonControl) -> None:
     directory = runtime_root / "gone"
     directory.mkdir()
