@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ballast.balloon.device import DEFAULT_FEATURES
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.virtio_pci.layout import Variant
 from ballast_protocol.vfio_user.codes import PciIrq, PciRegion
 from ballast_protocol.virtio.balloon import BalloonConfig, BalloonFeature, BalloonQueue

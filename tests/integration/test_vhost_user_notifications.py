@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ballast.balloon.device import DEFAULT_FEATURES
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.balloon.hinting import HintState
 from ballast.streams.unix import MessageSocket
 from ballast_protocol.vhost_user.message import ProtocolFeature

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice
+from ballast.balloon.device import BalloonDevice
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.balloon.ledger import Ledger
 from ballast.daemon.lasting import Lasting
 from ballast.streams.fdstore import VmStore

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice
+from ballast.balloon.device import BalloonDevice
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.transport.base import Transport
 from ballast.transport.vhost_user.server import VhostUserServer
 from ballast_protocol.virtio.balloon import BalloonFeature

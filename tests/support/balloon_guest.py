@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice
+from ballast.balloon.device import BalloonDevice
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.balloon.slices import Slice
 from ballast.memory.map import MemoryMap
 from ballast.queue.split import SplitQueue

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ballast.balloon.device import DEFAULT_FEATURES, BalloonDevice
+from ballast.balloon.device import BalloonDevice
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.memory.reclaim import Discard, discard
 from ballast.transport.vfio_user.server import VfioUserServer
 from ballast.transport.vfio_user.session import Session

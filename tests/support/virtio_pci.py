@@ -228,6 +228,7 @@ LINUX_FEATURES = int(
     VirtioFeature.VERSION_1
     | VirtioFeature.EVENT_IDX
     | VirtioFeature.INDIRECT_DESC
+    | BalloonFeature.MUST_TELL_HOST
     | BalloonFeature.STATS_VQ
     | BalloonFeature.FREE_PAGE_HINT
     | BalloonFeature.PAGE_REPORTING

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableSequence
 
 from ballast.balloon.blocks import BlockBook
+from ballast.balloon.features import DEFAULT_FEATURES, TRANSPORT_FEATURES
 from ballast.balloon.hinting import HintingRound, HintState
 from ballast.balloon.ledger import Ledger
 from ballast.balloon.listener import DeviceListener
@@ -33,15 +34,6 @@ from ballast_protocol.virtio.balloon import (
     BalloonQueue,
     queue_order,
 )
-from ballast_protocol.virtio.features import VirtioFeature
-
-TRANSPORT_FEATURES = VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX
-"""What every ring of ours can do. ACCESS_PLATFORM is never offered: Linux's balloon refuses it."""
-
-DEFAULT_FEATURES = (
-    BalloonFeature.STATS_VQ | BalloonFeature.PAGE_POISON | BalloonFeature.PAGE_REPORTING
-)
-"""QEMU's defaults plus reporting. Without PAGE_POISON a guest that poisons would lose reporting."""
 
 MAX_PAGES = (1 << 32) - 1
 """What `num_pages` can hold: a balloon has at most 16 TiB."""
@@ -89,7 +81,6 @@ class BalloonDevice:
             cells: Where `actual` is kept, for a successor to find; of this process if None.
         """
         self.offered = int(balloon_features) | int(TRANSPORT_FEATURES)
-        self.accept(0)
         self.is_running = self.was_started = False
         self.target_bytes: int | None = None
         self.elsewhere_bytes = 0
@@ -103,6 +94,7 @@ class BalloonDevice:
         self.hinting = HintingRound()
         self.ram_is_fixed = ram_bytes > 0
         self.poison = Poison()
+        self.accept(0)
         self._listener = listener
         self._gathered: list[Run] = []
         self._handlers: dict[BalloonQueue, Callable[[Chain, float], int]] = {
@@ -263,6 +255,7 @@ class BalloonDevice:
         """Go by the features that a driver has accepted."""
         self.driver_features = driver_features
         self._roles = queue_order(driver_features)
+        self.pages.collects = bool(driver_features & BalloonFeature.MUST_TELL_HOST)
 
     def _forget_driver(self) -> None:
         """Begin with a driver that has given up nothing; the operator's target stays."""

@@ -4,7 +4,8 @@ The rules that keep the guest's data safe (docs/architecture.md):
 
 * only pages that the guest handed over, inside RAM of the current map, are discarded;
 * only whole host pages: where the host's pages are larger than 4 KiB, a host page goes back when
-  the ledger holds every part of it;
+  the ledger holds every part of it. A driver that has not accepted MUST_TELL_HOST may be using a
+  part again that it handed over a while ago; of such a driver, all parts have to come at once;
 * the caller returns the buffer after these functions have returned, so after the discard.
 """
 
@@ -33,6 +34,8 @@ class PageBook:
         ledger: The pages that the guest's kernel has given up.
         last_failure: Why the kernel last refused to free memory; empty if it never did.
         on_inflate: Told of each run of pages that the guest's kernel hands over.
+        collects: The driver tells before it uses a page again (MUST_TELL_HOST), so that parts of a
+            larger host page may wait in the ledger for the others.
         is_inhibited: Nothing is given back: something on the host has pinned the guest's memory.
         kept: What of the ledger was handed over meanwhile, and so is still with the host.
     """
@@ -48,6 +51,7 @@ class PageBook:
         self.on_inflate: Callable[[int, int], None] = lambda first, count: None
         self.ledger = Ledger() if ledger is None else ledger
         self.last_failure = ""
+        self.collects = False
         self.is_inhibited = False
         self.kept = Ledger()
         self._metrics = metrics
@@ -156,9 +160,12 @@ class PageBook:
     def _complete(self, piece: Piece) -> Iterator[Piece]:
         """Yield the host pages that a piece touches and of which the ledger holds every part.
 
-        Not those of which a part was handed over while nothing was given back.
+        Not those of which a part was handed over while nothing was given back; nor, unless parts
+        are collected, those that reach beyond the piece.
         """
         for part in _touched(piece):
+            if not (self.collects or _is_inside(part, piece)):
+                continue
             first = part.guest_address >> PFN_SHIFT
             count = part.length >> PFN_SHIFT
             is_kept = self.kept.count and self.kept.held(first, count)
@@ -193,6 +200,11 @@ def _is_whole(piece: Piece) -> bool:
     """Return whether a piece starts and ends on host page borders of its file."""
     _, length = whole_host_pages(piece)
     return length == piece.length
+
+
+def _is_inside(part: Piece, piece: Piece) -> bool:
+    """Return whether a piece holds all of another one of the same region."""
+    return piece.offset <= part.offset and part.offset + part.length <= piece.offset + piece.length
 
 
 def _touched(piece: Piece) -> Iterator[Piece]:

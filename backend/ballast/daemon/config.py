@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ballast.balloon.device import DEFAULT_FEATURES
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.daemon.paths import check_name
 from ballast.mqtt.config import PASSWORD_VARIABLE, MqttConfig, make_config
 from ballast.policy.governor import Governor

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ballast.balloon.device import (
-    DEFAULT_FEATURES,
     BalloonDevice,
 )
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.balloon.hinting import HintState
 from ballast.balloon.slices import SLICE_BUFFERS, Slice
 from ballast.memory.map import Piece
@@ -100,6 +100,15 @@ def test_inflate_and_deflate(guest: Guest) -> None:
     guest.deflate(*FREE[:4])
     assert guest.held() == set(FREE[4:10])
     assert marked.lost(allowed=FREE[:10]) == set()
+
+
+def test_parts_are_collected_of_drivers_that_tell_before_they_use_a_page_again() -> None:
+    device = BalloonDevice(Listener())
+    assert device.offered & BalloonFeature.MUST_TELL_HOST
+    device.start(int(BalloonFeature.MUST_TELL_HOST), fresh=True)
+    assert device.pages.collects
+    device.start(int(BalloonFeature.STATS_VQ), fresh=True)
+    assert not device.pages.collects
 
 
 def test_used_lengths_are_zero(guest: Guest) -> None:

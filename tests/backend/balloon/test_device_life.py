@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ballast.balloon.device import TRANSPORT_FEATURES, BalloonDevice
+from ballast.balloon.device import BalloonDevice
+from ballast.balloon.features import TRANSPORT_FEATURES
 from ballast_protocol.errors import OperatorError
 from ballast_protocol.virtio.balloon import (
     BalloonConfig,

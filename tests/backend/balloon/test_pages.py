@@ -235,6 +235,7 @@ def huge() -> Iterator[tuple[Book, MarkedPages]]:
     with GuestRam.of(RamBlock(HUGE + half, 4 * HUGE, file_offset=half), SCRATCH) as ram:
         metrics = BalloonMetrics()
         book = PageBook(metrics)
+        book.collects = True
         with mapped(ram) as book.memory:
             book.memory.regions[0].host_page_bytes = HUGE
             first = (HUGE + half) // PAGE_SIZE
@@ -268,6 +269,21 @@ def test_a_deflated_part_keeps_its_host_page(huge: tuple[Book, MarkedPages]) -> 
     assert book.inflate(last) == 0
     assert marked.gone() == set()
     assert book.inflate(others[100]) == HUGE
+
+
+def test_a_driver_that_need_not_tell_has_to_give_all_parts_at_once(
+    huge: tuple[Book, MarkedPages],
+) -> None:
+    """It may have written to the first ones again."""
+    book, marked = huge
+    book.book.collects = False
+    *others, last = COMPLETE
+    book.inflate(*others)
+    assert book.inflate(last) == 0
+    assert marked.gone() == set()
+    book.deflate(*COMPLETE)
+    assert book.inflate(COMPLETE[0] - 1, *COMPLETE, COMPLETE[-1] + 1) == HUGE
+    assert marked.gone() == set(COMPLETE)
 
 
 def test_a_part_that_was_kept_keeps_its_host_page(huge: tuple[Book, MarkedPages]) -> None:

@@ -39,6 +39,7 @@ def test_a_running_device() -> None:
         assert device.config == before.device.config
         assert (device.actual_pages, device.actual_bytes) == (9, before.device.actual_bytes)
         assert device.role(2) is BalloonQueue.STATS
+        assert device.pages.collects
 
 
 def test_a_fresh_device() -> None:

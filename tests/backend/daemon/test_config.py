@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ballast.balloon.device import DEFAULT_FEATURES
+from ballast.balloon.features import DEFAULT_FEATURES
 from ballast.daemon.config import VmConfig, load, load_mqtt
 from ballast.mqtt.config import PASSWORD_VARIABLE
 from ballast_protocol.errors import OperatorError
