@@ -37,12 +37,14 @@ class RamBlock:
         size: Bytes.
         user_address: Its address in the front-end; by default 0x7f0000000000 + `guest_address`.
         file_offset: Where it starts in its memfd.
+        is_huge: It is made of huge pages, which the host has to have.
     """
 
     guest_address: int
     size: int
     user_address: int | None = None
     file_offset: int = 0
+    is_huge: bool = False
 
 
 @dataclass
@@ -78,7 +80,8 @@ class GuestRam:
 
     def add(self, block: RamBlock) -> RamRegion:
         """Plug in one more block."""
-        fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        huge = os.MFD_HUGETLB | os.MFD_HUGE_2MB if block.is_huge else 0
+        fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | huge)
         os.ftruncate(fd, block.file_offset + block.size)
         view = mmap.mmap(fd, block.size, offset=block.file_offset)
         user = block.user_address

@@ -27,7 +27,8 @@ def huge_pages(count: int) -> Iterator[None]:
     none to be had.
     """
     with _LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Of the kind that a forked process does not inherit.
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         # Surplus pages are in use, and go when they are not any more.
         before = _number("nr_hugepages") - _number("surplus_hugepages")
         _make_room_for(count)
@@ -38,6 +39,17 @@ def huge_pages(count: int) -> Iterator[None]:
             yield
         finally:
             _set(before)
+
+
+@contextmanager
+def none_to_spare() -> Iterator[None]:
+    """Within `huge_pages`: let nobody have another one while the context lasts."""
+    before = _number("nr_hugepages")
+    _set(before - available_huge_pages())
+    try:
+        yield
+    finally:
+        _set(before)
 
 
 def free_huge_pages() -> int:
