@@ -294,6 +294,7 @@ async def guest_at(
     *,
     transport: Transport = "vhost-user",
     memory_bytes: int = 2 * GIB,
+    memory_options: str = "",
     kernel_arguments: tuple[str, ...] = (),
 ) -> AsyncIterator[Vm]:
     """Boot a guest on a balloon that a process of its own serves."""
@@ -301,6 +302,7 @@ async def guest_at(
         qemu,
         image,
         memory_bytes=memory_bytes,
+        memory_options=memory_options,
         kernel_arguments=(QUICK_ALLOCATION, *kernel_arguments),
         agent_socket=paths.agent,
         arguments=balloon_arguments(paths.device(transport), transport=transport),
