@@ -26,6 +26,8 @@ def huge_pages(count: int) -> Iterator[None]:
     One test at a time: others wait until the pool is as it was. Skips the test where there are
     none to be had.
     """
+    if not os.access(_POOL / "nr_hugepages", os.W_OK):
+        pytest.skip("only root can set huge pages aside, where /sys is writable")
     with _LOCK.open("w") as lock:
         # Of the kind that a forked process does not inherit.
         fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -71,8 +73,6 @@ def huge_file(size: int) -> int:
 
 def _make_room_for(count: int) -> None:
     """Skip the test if the pool cannot grow without pressing the host."""
-    if not os.access(_POOL / "nr_hugepages", os.W_OK):
-        pytest.skip("only root can set huge pages aside, where /sys is writable")
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, value = line.split(":")
         if (
