@@ -22,6 +22,7 @@ from ballast.balloon.slices import SLICE_BUFFERS, SLICE_BYTES, Slice
 from ballast.balloon.stats import GuestStatistics
 from ballast.memory.map import MemoryMap
 from ballast.memory.reclaim import Discard, discard
+from ballast.memory.reclaim_many import DiscardMany
 from ballast.queue.chain import Chain
 from ballast.queue.split import SplitQueue
 from ballast_protocol.errors import GuestError, OperatorError
@@ -69,6 +70,7 @@ class BalloonDevice:
         discard_piece: Discard = discard,
         ledger: Ledger | None = None,
         cells: MutableSequence[int] | memoryview | None = None,
+        discard_many: DiscardMany | None = None,
     ) -> None:
         """Make a device.
 
@@ -79,6 +81,7 @@ class BalloonDevice:
             discard_piece: Gives memory back.
             ledger: The book; an empty one of this process if None.
             cells: Where `actual` is kept, for a successor to find; of this process if None.
+            discard_many: Gives many pieces of memory back at once, if there is a way.
         """
         self.offered = int(balloon_features) | int(TRANSPORT_FEATURES)
         self.is_running = self.was_started = False
@@ -87,7 +90,7 @@ class BalloonDevice:
         self.ram_bytes = ram_bytes
         self._cells = [0] if cells is None else cells
         self.metrics = BalloonMetrics()
-        self.pages = PageBook(self.metrics, discard_piece, ledger)
+        self.pages = PageBook(self.metrics, discard_piece, ledger, discard_many)
         self.blocks = BlockBook(self.pages)
         self.pages.on_inflate = self.blocks.kernel_took
         self.statistics = GuestStatistics()

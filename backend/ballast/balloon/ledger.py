@@ -83,8 +83,9 @@ class Ledger:
 
     def add(self, first: int, count: int) -> int:
         """Enter a run of pages; return how many of them were not in the book."""
-        if count == 1:
-            return self._add_page(first)
+        return self.add_all(((first, count),))
+
+    def _add_run(self, first: int, count: int) -> int:
         added = 0
         for number, start, length in _split(first, count):
             chunk = self._chunks.get(number)
@@ -94,22 +95,28 @@ class Ledger:
             old = int.from_bytes(chunk[low:high], "little")
             chunk[low:high] = (old | mask).to_bytes(high - low, "little")
             added += length - (old & mask).bit_count()
-        self.count += added
         return added
 
-    def _add_page(self, pfn: int) -> int:
-        """As `add`, for one page: compaction and scattered memory bring nothing else."""
-        number, start = pfn >> _CHUNK_SHIFT, pfn & CHUNK_PAGES - 1
-        chunk = self._chunks.get(number)
-        if chunk is None:
-            chunk = self._chunks.make(number)
-        at, bit = start >> 3, 1 << (start & 7)
-        old = chunk[at]
-        if old & bit:
-            return 0
-        chunk[at] = old | bit
-        self.count += 1
-        return 1
+    def add_all(self, runs: Iterable[Run]) -> int:
+        """Enter runs of pages; return how many of all pages were not in the book.
+
+        Scattered memory is given up in runs of one page, so those are entered right here.
+        """
+        added, get, make = 0, self._chunks.get, self._chunks.make
+        for first, count in runs:
+            if count != 1:
+                added += self._add_run(first, count)
+                continue
+            number, start = first >> _CHUNK_SHIFT, first & CHUNK_PAGES - 1
+            chunk = get(number)
+            if chunk is None:
+                chunk = make(number)
+            at, bit = start >> 3, 1 << (start & 7)
+            if not chunk[at] & bit:
+                chunk[at] |= bit
+                added += 1
+        self.count += added
+        return added
 
     def _remove_page(self, pfn: int) -> int:
         """As `remove`, for one page."""

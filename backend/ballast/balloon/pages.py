@@ -18,12 +18,16 @@ from ballast.balloon.metrics import BalloonMetrics
 from ballast.balloon.ranges import Run, join, runs_of_array
 from ballast.memory.map import MemoryMap, Piece
 from ballast.memory.reclaim import Discard, discard, whole_host_pages
+from ballast.memory.reclaim_many import DiscardMany
 from ballast.queue.chain import Buffer, Chain
 from ballast_protocol.errors import QueueError
 from ballast_protocol.virtio.balloon import PAGE_SIZE, PFN_SHIFT
 
 MAX_ARRAY_BYTES = 1 << 16
 """Longest PFN array that is served: 16,384 pages. Linux sends 256 at a time, Windows 1,024."""
+
+MANY_PIECES = 4
+"""From here on one call for all of them is faster than one for each."""
 
 
 class PageBook:
@@ -45,8 +49,16 @@ class PageBook:
         metrics: BalloonMetrics,
         discard_piece: Discard = discard,
         ledger: Ledger | None = None,
+        discard_many: DiscardMany | None = None,
     ) -> None:
-        """Begin with a ledger, an empty one if none is given."""
+        """Begin with a ledger, an empty one if none is given.
+
+        Args:
+            metrics: Where it is counted.
+            discard_piece: Gives a piece back.
+            ledger: The book.
+            discard_many: Gives many pieces back at once; None if there is no such way.
+        """
         self.memory = MemoryMap()
         self.on_inflate: Callable[[int, int], None] = lambda first, count: None
         self.ledger = Ledger() if ledger is None else ledger
@@ -56,6 +68,7 @@ class PageBook:
         self.kept = Ledger()
         self._metrics = metrics
         self._discard = discard_piece
+        self._discard_many = discard_many
 
     def begin_anew(self) -> None:
         """Begin with another machine, whose memory is not known yet."""
@@ -71,27 +84,37 @@ class PageBook:
                 adjacent pages of all of them go back in one piece.
         """
         given = added = in_ram = 0
+        inside: list[Run] = []
+        whole: list[Piece] = []
         joined = join(runs)
         for first, count in joined:
             for piece in self.memory.pieces(first << PFN_SHIFT, count << PFN_SHIFT):
-                pages = piece.length >> PFN_SHIFT
-                in_ram += pages
-                added += self._enter(piece.guest_address >> PFN_SHIFT, pages)
-                given += self._give_back(piece)
+                run = piece.guest_address >> PFN_SHIFT, piece.length >> PFN_SHIFT
+                in_ram += run[1]
+                if piece.region.host_page_bytes <= PAGE_SIZE:
+                    inside.append(run)
+                    whole.append(piece)
+                else:
+                    added += self._enter((run,))
+                    given += sum(self._call(part) for part in self._complete(piece))
+        added += self._enter(inside)
+        given += self._call_all(whole)
         named = _pages(joined)
         self._metrics.pages_not_ram += named - in_ram
         self._metrics.inflate_pages += added
         self._metrics.pages_inflated_twice += in_ram - added + _pages(runs) - named
         return given
 
-    def _enter(self, first: int, count: int) -> int:
-        """Write a run of pages of RAM into the books; return how many were not in the ledger."""
+    def _enter(self, runs: Sequence[Run]) -> int:
+        """Write runs of pages of RAM into the books; return how many were not in the ledger."""
         if self.is_inhibited:
-            self.kept.add(first, count)
+            self.kept.add_all(runs)
         elif self.kept.count:
-            self.kept.remove(first, count)
-        added = self.ledger.add(first, count)
-        self.on_inflate(first, count)
+            for first, count in runs:
+                self.kept.remove(first, count)
+        added = self.ledger.add_all(runs)
+        for first, count in runs:
+            self.on_inflate(first, count)
         return added
 
     def deflate(self, runs: Sequence[Run]) -> None:
@@ -151,11 +174,19 @@ class PageBook:
             raise QueueError(f"PFN array of {chain.readable_bytes} bytes")
         return runs_of_array(chain.read(self.memory, MAX_ARRAY_BYTES))
 
-    def _give_back(self, piece: Piece) -> int:
-        """Discard what of a piece is complete: all of it, or whole larger host pages."""
-        if piece.region.host_page_bytes <= PAGE_SIZE:
-            return self._call(piece)
-        return sum(self._call(part) for part in self._complete(piece))
+    def _call_all(self, pieces: Sequence[Piece]) -> int:
+        """Give pieces of whole host pages back, in one call if they are many."""
+        discard_many = self._discard_many
+        if len(pieces) < MANY_PIECES or discard_many is None or self.is_inhibited:
+            return sum(map(self._call, pieces))
+        try:
+            given = discard_many(pieces)
+        except OSError:
+            # One by one, to learn which of them cannot be given back.
+            return sum(map(self._call, pieces))
+        self._metrics.discard_calls += 1
+        self._metrics.discarded_bytes += given
+        return given
 
     def _complete(self, piece: Piece) -> Iterator[Piece]:
         """Yield the host pages that a piece touches and of which the ledger holds every part.

@@ -26,6 +26,7 @@ from ballast.daemon.version import qmp_version
 from ballast.daemon.wishes import Settings, Wishes
 from ballast.guest_link.events import LinkEvent
 from ballast.guest_link.link import GuestLink
+from ballast.memory.reclaim_many import best_discard_many
 from ballast.memory.residency import HostMemory
 from ballast.policy.resize import Observation, attainable, is_there
 from ballast.qmp.monitor import QemuMonitor
@@ -85,6 +86,7 @@ class VirtualMachine:
             ram_bytes=config.memory or 0,
             ledger=Ledger(self._lasting.chunks),
             cells=self._lasting.state.cells,
+            discard_many=best_discard_many(),
         )
         self._transport = make_transport(
             config, self.device, self.paths, self._store, self._lasting.state, self.kept.mode

@@ -63,6 +63,7 @@ class Region:
         host_page_bytes: The unit in which the file gives memory back (a huge page on hugetlbfs).
         file_id: Device and inode: two regions with the same value share one file.
         view: The region's bytes, writable.
+        address: Where in this process they are.
         on_damage: Told, during an access, that the file has lost pages under the mapping.
     """
 
@@ -88,6 +89,7 @@ class Region:
         self._mapping = self._mapped(layout.file_offset - start, status.st_size)
         self._guard = guard.guard(self._mapping, self.host_page_bytes, lambda: self.on_damage())
         self.view = memoryview(self._mapping)[start : start + layout.size_bytes]
+        self.address = self._guard + start
 
     def _mapped(self, offset: int, file_bytes: int) -> mmap.mmap:
         """Return a mapping of all host pages that the region has a part in.

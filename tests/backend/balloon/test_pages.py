@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ballast.balloon.metrics import BalloonMetrics
 from ballast.balloon.pages import MAX_ARRAY_BYTES, PageBook
 from ballast.memory.map import Piece
+from ballast.memory.reclaim_many import best_discard_many, can_discard_many, discard_many
 from ballast.queue.chain import Buffer, Chain
 from ballast_protocol.errors import AddressError, QueueError
 from support.driver import PAGE_SIZE, GuestRam, RamBlock
@@ -60,10 +61,13 @@ def ram() -> Iterator[GuestRam]:
         yield ram
 
 
-@pytest.fixture
-def book(ram: GuestRam) -> Iterator[Book]:
+@pytest.fixture(params=["one by one", "many at once"])
+def book(ram: GuestRam, request: pytest.FixtureRequest) -> Iterator[Book]:
+    is_many = request.param == "many at once"
+    if is_many and not can_discard_many():
+        pytest.skip("the kernel cannot discard many pieces at once: it needs Linux 6.13")
     metrics = BalloonMetrics()
-    book = PageBook(metrics)
+    book = PageBook(metrics, discard_many=discard_many if is_many else None)
     with mapped(ram) as book.memory:
         yield Book(ram, book, metrics)
 
@@ -225,6 +229,38 @@ def test_a_refused_discard_is_counted_and_told_and_the_book_stays_true(ram: Gues
         assert (metrics.discard_failures, metrics.discarded_bytes) == (1, 0)
 
 
+def test_many_pieces_go_in_one_call_and_a_few_do_not(book: Book, marked: MarkedPages) -> None:
+    scattered = range(0, 64, 2)
+    book.inflate(*scattered)
+    assert marked.gone() == set(scattered)
+    is_many = book.book._discard_many is not None
+    assert book.metrics.discard_calls == (1 if is_many else len(scattered))
+    assert book.metrics.discarded_bytes == len(scattered) * PAGE_SIZE
+    book.inflate(THIRD, THIRD + 2)
+    assert book.metrics.discard_calls == (1 if is_many else len(scattered)) + 2
+
+
+def test_where_many_at_once_fail_each_is_tried_alone(ram: GuestRam, marked: MarkedPages) -> None:
+    asked: list[int] = []
+
+    def fail(pieces: Sequence[Piece]) -> int:
+        asked.append(len(pieces))
+        raise OSError(22, "Invalid argument")
+
+    metrics = BalloonMetrics()
+    pages = PageBook(metrics, discard_many=fail)
+    with mapped(ram) as pages.memory:
+        book = Book(ram, pages, metrics)
+        assert book.inflate(*range(0, 20, 2)) == 10 * PAGE_SIZE
+        assert asked == [10]
+        assert marked.gone() == set(range(0, 20, 2))
+        assert (metrics.discard_calls, metrics.discard_failures) == (10, 0)
+        pages.is_inhibited = True
+        assert book.inflate(*range(21, 41, 2)) == 0
+        assert asked == [10]
+        assert metrics.inhibited_bytes == 10 * PAGE_SIZE
+
+
 # Larger host pages
 
 
@@ -345,7 +381,7 @@ def test_the_book_is_a_set_and_no_other_page_is_touched(
     blocks = RamBlock(0, SMALL), RamBlock(SECOND, SMALL), RamBlock(AFTER_HOLE, SMALL), SCRATCH
     with GuestRam.of(*blocks) as ram, mapped(ram) as memory:
         metrics = BalloonMetrics()
-        book = Book(ram, PageBook(metrics), metrics)
+        book = Book(ram, PageBook(metrics, discard_many=best_discard_many()), metrics)
         book.book.memory = memory
         marked = MarkedPages(ram, [*range(64), *range(THIRD, THIRD + 32)])
         model, empty = set[int](), set[int]()
