@@ -33,6 +33,10 @@ guest's kernel reports its free pages by itself."""
 SLACK_BYTES = 8 * MIB
 """What two boots of the same guest differ in, more or less: measured up to 5 MiB."""
 
+LEFT_BYTES = RAM_BYTES // 32
+"""Half of the reserve, which a sweep leaves as it is. Where that is a second sweep may take; or it
+takes again what the first one took, if the guest has not used anything in between."""
+
 SWEEPS = 2
 """The first one may begin while the process that has freed its memory is still about to end."""
 
@@ -119,7 +123,8 @@ async def test_a_sweep_gives_back_what_the_kernel_s_reporting_would(
     # The guest has all of it again.
     assert balloon.actual_bytes == RAM_BYTES
     assert balloon.device.blocks.sweep_bytes == 0
-    assert by_sweep <= LIKE_THE_KERNEL_S * kernel_resident_bytes + SLACK_BYTES
+    most = LIKE_THE_KERNEL_S * kernel_resident_bytes + LEFT_BYTES + SLACK_BYTES
+    assert by_sweep <= most
     await verified(guest, 128 * MIB)
     await guest.assert_well()
 
