@@ -55,8 +55,7 @@ class SliceServer:
             return
         if done.notify:
             self._owner.interrupt(index)
-        turn = self._ring_turns.get(queue)
-        if done.more and turn is not None:
+        if done.more and (turn := self._ring_turns.get(queue)) is not None:
             self._turns.queue(turn)
 
     def forget(self) -> None:
