@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,29 +62,32 @@ async def eventually(condition: Any, what: str) -> None:
         raise TimedOutError(f"this did not happen: {what}") from None
 
 
+async def asked(paths: VmPaths, condition: Callable[[Any], Any]) -> Any:
+    """Ask for the status, while one worker makes way for another too, until it is as wanted."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            with suppress(OperatorError):
+                async with qmp.connect(paths.qmp) as client:
+                    status: Any = await client.query("ballast-status")
+                if condition(status):
+                    return status
+            await asyncio.sleep(POLL_SECONDS)
+
+
 async def keeper_status(root: Path, vm: str = "web") -> dict[str, Any]:
     """Return what a VM says of its keeper; asked again while nobody answers."""
-    answer: dict[str, Any] = {}
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not answer:
-            try:
-                async with qmp.connect(VmPaths(vm, root).qmp) as client:
-                    status: Any = await client.query("ballast-status")
-                    answer = status["keeper"]
-            except OperatorError:
-                await asyncio.sleep(POLL_SECONDS)
-    return answer
+    status = await asked(VmPaths(vm, root), lambda status: status["keeper"])
+    return dict(status["keeper"])
 
 
 async def status_with(root: Path, **expected: object) -> dict[str, Any]:
     """Return a VM's keeper status as soon as it has these values; names with `_` for `-`."""
     wanted = {name.replace("_", "-"): value for name, value in expected.items()}
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            status = await keeper_status(root)
-            if wanted.items() <= status.items():
-                return status
-            await asyncio.sleep(POLL_SECONDS)
+    status = await asked(
+        VmPaths("web", root),
+        lambda status: status["keeper"] and wanted.items() <= status["keeper"].items(),
+    )
+    return dict(status["keeper"])
 
 
 async def ballast(root: Path, *arguments: str, status: int = 0) -> str:

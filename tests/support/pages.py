@@ -10,7 +10,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from support.driver import PAGE_SIZE, GuestRam
+from ballast.balloon.metrics import BalloonMetrics
+from ballast.balloon.pages import PageBook
+from ballast.queue.chain import Buffer, Chain
+from support.driver import PAGE_SIZE, GuestRam, RamBlock
+
+SCRATCH = RamBlock(1 << 45, 1 << 17)
+"""Where the buffers are: RAM beyond all that a page number can name."""
 
 _EMPTY = bytes(PAGE_SIZE)
 
@@ -55,3 +61,25 @@ def all_pfns(ram: GuestRam) -> Iterable[int]:
 
 def _mark(pfn: int) -> bytes:
     return struct.pack("<Q", pfn + 1) * (PAGE_SIZE // 8)
+
+
+class Book:
+    """A book over `ram`, with buffers written into its scratch block."""
+
+    def __init__(self, ram: GuestRam, book: PageBook, metrics: BalloonMetrics) -> None:
+        self.ram, self.book, self.metrics = ram, book, metrics
+
+    def chain(self, pfns: Iterable[int], tail: bytes = b"") -> Chain:
+        data = pfn_array(pfns) + tail
+        self.ram.write(SCRATCH.guest_address, data)
+        return Chain(0, (Buffer(SCRATCH.guest_address, len(data)),), ())
+
+    def inflate(self, *pfns: int) -> int:
+        return self.book.inflate(self.book.read(self.chain(pfns)))
+
+    def deflate(self, *pfns: int) -> None:
+        self.book.deflate(self.book.read(self.chain(pfns)))
+
+    def held(self) -> set[int]:
+        runs = self.book.ledger.runs()
+        return {page for first, count in runs for page in range(first, first + count)}

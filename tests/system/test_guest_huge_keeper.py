@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,8 @@ import pytest
 from ballast.daemon.paths import VmPaths
 from ballast.qmp import client as qmp
 from ballast_images.guest import GuestImage
-from ballast_protocol.errors import OperatorError
-from support.daemons import daemon, keeper_status
-from support.system import GIB, MIB, SETTLE_SECONDS, guest_at
+from support.daemons import asked, daemon, keeper_status
+from support.system import GIB, MIB, guest_at
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600), pytest.mark.asyncio]
 
@@ -68,15 +64,3 @@ async def resized(paths: VmPaths, size_bytes: int) -> None:
     """Set a target."""
     async with qmp.connect(paths.qmp) as client:
         await client.execute("balloon", {"value": size_bytes})
-
-
-async def asked(paths: VmPaths, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Ask for the status, while one worker makes way for another too, until it is as wanted."""
-    async with asyncio.timeout(SETTLE_SECONDS):
-        while True:
-            with contextlib.suppress(OperatorError):
-                async with qmp.connect(paths.qmp) as client:
-                    status: Any = await client.query("ballast-status")
-                if condition(status):
-                    return dict(status)
-            await asyncio.sleep(0.02)

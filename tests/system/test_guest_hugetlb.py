@@ -7,10 +7,10 @@ the host holds.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from ballast.daemon.paths import VmPaths
 from ballast.qmp import client as qmp
 from ballast_images.guest import GuestImage
 from ballast_images.vm import Vm
-from ballast_protocol.errors import OperatorError
-from support.daemons import ballast, daemon, keeper_status
+from support.daemons import asked, ballast, daemon, keeper_status
 from support.hugetlb import HUGE_PAGE, available_huge_pages, huge_pages
 from support.system import MIB, SETTLE_SECONDS, guest_at
 
@@ -60,7 +59,7 @@ async def test_huge_pages_go_back_and_no_data_is_lost(
                 assert vm.status is None, vm.error_text()
 
 
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def data_is_kept(vm: Vm) -> AsyncIterator[None]:
     """Have a program of the guest write memory and look at it all the while."""
     command = f"memtool verify-loop --bytes {KEPT_BYTES} --stop-file /tmp/enough"
@@ -137,15 +136,3 @@ async def ledger_is_exact(paths: VmPaths, vm: Vm) -> None:
     async with qmp.connect(paths.qmp) as client:
         ledger: Any = await client.query("ballast-ledger")
     assert (await vm.shell.run("memtool ballooned")).json()["runs"] == ledger["runs"]
-
-
-async def asked(paths: VmPaths, condition: Callable[[Any], Any]) -> Any:
-    """Ask for the status, while one worker makes way for another too, until it is as wanted."""
-    async with asyncio.timeout(SETTLE_SECONDS):
-        while True:
-            with contextlib.suppress(OperatorError):
-                async with qmp.connect(paths.qmp) as client:
-                    status: Any = await client.query("ballast-status")
-                if condition(status):
-                    return status
-            await asyncio.sleep(0.02)

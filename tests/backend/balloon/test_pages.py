@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -16,36 +16,12 @@ from ballast.queue.chain import Buffer, Chain
 from ballast_protocol.errors import AddressError, QueueError
 from support.driver import PAGE_SIZE, GuestRam, RamBlock
 from support.memory import mapped
-from support.pages import MarkedPages, pfn_array
+from support.pages import SCRATCH, Book, MarkedPages, pfn_array
 
 SMALL = 32 * PAGE_SIZE
 SECOND, AFTER_HOLE = SMALL, 4 * SMALL
 HUGE = 2 << 20
 HUGE_PAGES = HUGE // PAGE_SIZE
-SCRATCH = RamBlock(1 << 45, 1 << 17)
-"""Where the buffers are: RAM beyond all that a page number can name."""
-
-
-class Book:
-    """A book over `ram`, with buffers written into its scratch block."""
-
-    def __init__(self, ram: GuestRam, book: PageBook, metrics: BalloonMetrics) -> None:
-        self.ram, self.book, self.metrics = ram, book, metrics
-
-    def chain(self, pfns: Iterable[int], tail: bytes = b"") -> Chain:
-        data = pfn_array(pfns) + tail
-        self.ram.write(SCRATCH.guest_address, data)
-        return Chain(0, (Buffer(SCRATCH.guest_address, len(data)),), ())
-
-    def inflate(self, *pfns: int) -> int:
-        return self.book.inflate(self.book.read(self.chain(pfns)))
-
-    def deflate(self, *pfns: int) -> None:
-        self.book.deflate(self.book.read(self.chain(pfns)))
-
-    def held(self) -> set[int]:
-        runs = self.book.ledger.runs()
-        return {page for first, count in runs for page in range(first, first + count)}
 
 
 @pytest.fixture
